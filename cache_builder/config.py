@@ -1,0 +1,214 @@
+"""An experiment is one TOML file, read into strict models: an unknown key or a wrong type is an error with its path.
+
+    [run]  [data]  [text]  [tokenizer]  [teacher]  [cache]        read here, and all that building a cache needs
+    [sft]  [student]  [distill]  [tasks]  [evaluate]              added by trainer/config.py
+
+The strings under the fields are their documentation: `footsteps config` prints them.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cache_builder.errors import ConfigError, MissingError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, typed without coercion of strings, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class RunConfig(Section):
+    output_dir: str
+    """Folder of this run; everything that the commands make lies below it."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seeds the data's generator and splits, model initialisation, row order and dropout."""
+
+
+class DataConfig(Section):
+    source: Literal["files", "demo", "pubmedqa", "jmed-llm", "clinc150", "snips"] = "files"
+    """Where examples come from: the files named below, the built-in demo, or a known benchmark's folder."""
+    path: str | None = None
+    """Folder of a benchmark; `$NAME` is replaced from the environment."""
+    tasks: list[str] | None = None
+    """The source's tasks to use; all of them unless given."""
+    split_by: Literal["official", "row", "group"] = "official"
+    """How a benchmark without an official split is divided: by row, or so that no document is on both sides."""
+    train: str | None = None
+    """For `files`: a JSONL, CSV or Parquet file (or a pattern), or a hub id, `owner/name[@revision][:split]`."""
+    validation: str | None = None
+    """As `train`; without it `validation_fraction` of the training examples is held out."""
+    test: str | None = None
+    """As `train`; judged once, at the end, and never used for a choice."""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training examples held out where no validation set is given; 0 holds out none."""
+    train_examples: int | None = Field(None, gt=0)
+    """Use only this many training examples (the demo: generate this many)."""
+    test_examples: int | None = Field(None, gt=0)
+    """Use only this many test examples (the demo: generate this many)."""
+
+
+class TextConfig(Section):
+    max_length: int = Field(512, gt=1)
+    """Tokens of a sequence at most; the prompt's middle is cut, never a completion."""
+    chat_template: str | None = None
+    """A Jinja chat template, or "plain"; the tokenizer's own unless given."""
+
+
+class TokenizerConfig(Section):
+    path: str | None = None
+    """Folder or hub id `owner/name[@revision]`; the teacher's folder unless given."""
+    train_vocab_size: int | None = Field(None, ge=300)
+    """Train a byte-level BPE of this size on the training text instead of loading one."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.path and self.train_vocab_size:
+            raise ValueError("give `path` or `train_vocab_size`, not both")
+        return self
+
+
+class ModelConfig(Section):
+    model: str
+    """Folder or hub id `owner/name[@revision]`; a folder with only config.json is initialised from `run.seed`."""
+    dtype: Dtype = "float32"
+    """Data type of the weights while they are used."""
+    attn_implementation: str | None = None
+    """Attention kernel as transformers names it; its default unless given."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model's repository brings."""
+
+
+class TeacherConfig(ModelConfig):
+    checkpoints: Annotated[int, Field(ge=1, le=1000)] | Annotated[list[str], Field(min_length=1)] = 4
+    """How many evenly spaced checkpoints our own fine-tuning saves, or a list of folders or hub ids, oldest first."""
+
+
+class CacheConfig(Section):
+    path: str | None = None
+    """Folder or fsspec URL of the cache; `<output_dir>/cache` unless given."""
+    top_k: int = Field(16, ge=1)
+    """Tokens stored per position at most."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Store only the smallest prefix of the top-k that holds this much probability."""
+    tail_samples: int = Field(4, ge=0)
+    """Tokens drawn from the tail per position; 0 keeps only the tail's mass."""
+    probe_sequences: int = Field(512, ge=1)
+    """Sequences on which checkpoints and student are compared to choose the schedule."""
+    probe_top_k: int = Field(256, ge=1)
+    """Tokens per probe position on whose shared ids they are compared."""
+    shard_positions: int = Field(65536, ge=1)
+    """Positions of one shard: one file, one commit, one unit of work."""
+    chunk_positions: int = Field(4096, ge=1)
+    """Positions of one inner chunk: the least that is read."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens, padding included, of one forward pass while building."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.shard_positions % self.chunk_positions:
+            raise ValueError("`shard_positions` must be a multiple of `chunk_positions`")
+        return self
+
+
+class CacheExperiment(Section):
+    """What building a cache needs of an experiment."""
+
+    run: RunConfig
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    teacher: TeacherConfig
+    cache: CacheConfig = CacheConfig()
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.run.output_dir)
+
+    @property
+    def cache_url(self) -> str:
+        """Folder or fsspec URL of the cache."""
+        return expand(self.cache.path) if self.cache.path else str(self.output_dir / "cache")
+
+
+E_ = TypeVar("E_", bound=CacheExperiment)
+
+
+def load_experiment(schema: type[E_], path: str | Path, overrides: tuple[str, ...] = ()) -> E_:
+    """Read a TOML experiment into `schema`, after `section.key=value` overrides (values as in TOML; else a string).
+
+    Raises:
+        MissingError: there is no such file.
+        ConfigError: not TOML, or not of the schema; the message lists every offending key with its path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"config {path}: no such file")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return schema.model_validate(values, strict=True)
+    except ValidationError as error:
+        problems = [f"  {_dotted(e['loc'])}: {_reason(e)}" for e in error.errors()]
+        raise ConfigError(f"config {path} does not fit:\n" + "\n".join(problems)) from None
+
+
+def save_experiment(experiment: BaseModel, path: str | Path) -> None:
+    """Write every setting, defaults included, as TOML that `load_experiment` reads back to the same experiment."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")), encoding="utf-8")
+    part.replace(path)
+
+
+def expand(path: str) -> str:
+    """Replace `$NAME` and `~` in a path from a config.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise ConfigError(f"path {path!r} names an environment variable that is not set; set it or write the path out")
+    return expanded
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    section = values
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
+    section[keys[-1]] = value
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(top level)"
+
+
+def _reason(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key; see `footsteps config` for those there are"
+    if error["type"] == "missing":
+        return "required, but not given"
+    return f"{error['msg']}, got {error['input']!r}"
