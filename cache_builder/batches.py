@@ -1,0 +1,50 @@
+"""The only padding and the only shift, for capture and for training.
+
+    token      t0  t1  t2  t3  pad        B sequences, right-padded to T
+    completion  0   0   1   1             t2 and t3 are targets …
+    source          1   2                 … predicted from the hidden states of t1 and t2 (flat index into [B·T])
+    gold            t2  t3                row m of a target is the distribution of the token `gold[m]`
+
+Shapes: B sequences, T tokens, M positions of the batch, ordered by (sequence, token).
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+
+class Batch(TypedDict):
+    """What a forward pass at positions needs; every tensor is int64."""
+
+    input_ids: torch.Tensor
+    """[B, T]"""
+    attention_mask: torch.Tensor
+    """[B, T], by length and never by id, because the pad token may be eos."""
+    source_M: torch.Tensor
+    """[M], flat index into [B·T] of the hidden state that predicts the position."""
+    gold_M: torch.Tensor
+    """[M], the true token."""
+    sequence_M: torch.Tensor
+    """[M], which of the B sequences the position belongs to."""
+
+
+def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> Batch:
+    """Pad (token ids [T], completion mask [T]) pairs to one batch and find its positions."""
+    width = max(len(tokens) for tokens, _ in sequences)
+    input_ids = np.full((len(sequences), width), pad_id, np.int64)
+    attention_mask = np.zeros((len(sequences), width), np.int64)
+    is_target = np.zeros((len(sequences), width), np.bool_)
+    for row, (tokens, completion) in enumerate(sequences):
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+        is_target[row, 1 : len(tokens)] = completion[1:]
+    sequence, token = np.nonzero(is_target)
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(attention_mask),
+        "source_M": torch.from_numpy(sequence * width + token - 1),
+        "gold_M": torch.from_numpy(input_ids[sequence, token]),
+        "sequence_M": torch.from_numpy(sequence),
+    }
