@@ -36,6 +36,10 @@ class CacheDamagedError(UserError, OSError):
     """Bytes of a cache are not those that were committed."""
 
 
+class CacheWriteError(UserError, OSError):
+    """A file of a cache cannot be written; what was committed before is safe."""
+
+
 class CacheBusyError(UserError, BlockingIOError):
     """Another builder holds the cache, or the part of it that is asked for."""
 
