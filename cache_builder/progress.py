@@ -1,0 +1,47 @@
+"""What a builder says while it works: a bar on a terminal, one line per checkpoint elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class BuildProgress:
+    """Progress of one checkpoint, in positions."""
+
+    def __init__(self, console: Console, name: str, positions: int) -> None:
+        self.console, self.name, self.positions = console, name, positions
+        self.done = 0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("positions"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "BuildProgress":
+        self.started = time.perf_counter()
+        self.task = self.bar.add_task(self.name, total=self.positions)
+        self.bar.start()
+        return self
+
+    def advance(self, positions: int) -> None:
+        """Say that this many more positions were captured."""
+        self.done += positions
+        self.bar.advance(self.task, positions)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        if error is None:
+            seconds = time.perf_counter() - self.started
+            self.console.print(
+                f"{self.name}: {self.done:,} positions in {seconds:.1f} s ({self.done / seconds:,.0f}/s)",
+                highlight=False,
+            )

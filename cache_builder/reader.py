@@ -1,0 +1,306 @@
+"""Open a cache and read it; neither torch nor the trainer is needed.
+
+    cache = open_cache("runs/demo/cache")
+    cache.checkpoints                              ('checkpoint-100', 'checkpoint-200'), oldest first
+    tokens, completion = cache.corpus.sequence(7)  u32 [T], bool [T]
+    cache.losses("checkpoint-200")                 f64 [n], nats per sequence
+    targets = cache.read("checkpoint-200", [7, 3]) every position of sequence 7, then of sequence 3
+
+    rows ─▶ position_offsets ─▶ chunks, raw, the latest in memory ─▶ their columns ─▶ decode_records ─▶ Targets
+
+Rows in any order; those whose positions share a chunk cost one read of it, as long as `memory_bytes` holds the chunks
+in use. One `Cache` per thread or process; it can be pickled, and opened before a fork.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from cache_builder import format as names
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, MissingError
+from cache_builder.format import CheckpointGroup, CheckpointOrder, CorpusGroup, Ledger, Manifest, ProbeGroup
+from cache_builder.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
+from cache_builder.shards import ArrayReader, parse_array_metadata
+from cache_builder.store import Store, open_store
+
+__all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
+
+DEFAULT_MEMORY_BYTES = 512 << 20
+
+
+class ChunkMemory:
+    """The chunks read last, up to a number of bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def chunk(self, array: ArrayReader, number: int) -> np.ndarray:
+        """Return a chunk of an array, from memory where it is held."""
+        key = (array.key, number)
+        if key in self._chunks:
+            self._chunks.move_to_end(key)
+            return self._chunks[key]
+        values = array.chunk(number)
+        self._chunks[key] = values
+        self.held_bytes += values.nbytes
+        while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
+            self.held_bytes -= self._chunks.popitem(last=False)[1].nbytes
+        return values
+
+    def gather(self, array: ArrayReader, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the entries [start, end) of the last axis for every span, one after another."""
+        chunk_size = array.spec.chunk
+        total = sum(end - start for start, end in spans)
+        values = np.empty((*array.spec.shape[:-1], total), array.spec.numpy_dtype)
+        at = 0
+        for start, end in spans:
+            while start < end:
+                number, offset = divmod(start, chunk_size)
+                part = self.chunk(array, number)[..., offset : offset + end - start]
+                values[..., at : at + part.shape[-1]] = part
+                at += part.shape[-1]
+                start += part.shape[-1]
+        return values
+
+
+class CachedCorpus:
+    """The tokenised sequences inside a cache, by row.
+
+    `token_offsets` and `position_offsets` are i64 [n+1]: where each row's tokens and positions begin.
+    """
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, fingerprint: str) -> None:
+        self._arrays, self._memory = arrays, memory
+        self.fingerprint = fingerprint
+        self.token_offsets = arrays["token_offsets"].all()
+        self.position_offsets = arrays["position_offsets"].all()
+        self.sample_ids = SampleIds(arrays, memory)
+
+    def __len__(self) -> int:
+        return len(self.token_offsets) - 1
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.position_offsets[-1])
+
+    def sequence_positions(self, row: int) -> int:
+        """Return how many positions a row has."""
+        return int(self.position_offsets[row + 1] - self.position_offsets[row])
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
+        span = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))]
+        tokens = self._memory.gather(self._arrays["tokens"], span)
+        return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
+
+    def sequences(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return `sequence(row)` of each row."""
+        return [self.sequence(row) for row in rows]
+
+
+class SampleIds(Sequence[str]):
+    """The examples' ids by row, read when asked for."""
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
+        self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
+
+    def __len__(self) -> int:
+        return self._offsets.spec.length - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        start, end = self._memory.gather(self._offsets, [(row, row + 2)])
+        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes().decode()
+
+
+class Cache:
+    """One open cache; `open_cache` makes it."""
+
+    def __init__(self, store: Store, memory_bytes: int) -> None:
+        self._store = store
+        self.url = store.where("")
+        self.manifest = read_manifest(store)
+        self._memory = ChunkMemory(memory_bytes)
+        sizes = store.sizes("")
+        corpus = _group(store, CorpusGroup, names.CORPUS, sizes)
+        if corpus is None:
+            raise CacheIncompleteError(
+                f"cache {self.url} has no corpus yet; run `footsteps cache build CONFIG` to its end"
+            )
+        arrays = open_arrays(store, names.CORPUS, corpus.files)
+        self.corpus = CachedCorpus(arrays, self._memory, self.manifest.corpus.fingerprint)
+        order = _group(store, CheckpointOrder, names.CHECKPOINTS, sizes)
+        self.begun: tuple[str, ...] = tuple(order.order if order else ())
+        """Every checkpoint whose build was begun, oldest first."""
+        self._groups: dict[str, CheckpointGroup] = {}
+        self._arrays: dict[str, dict[str, ArrayReader]] = {}
+        for name in self.begun:
+            group = _group(store, CheckpointGroup, names.checkpoint_key(name), sizes)
+            if group is not None:
+                self._groups[name] = group
+                self._arrays[name] = open_arrays(store, names.checkpoint_key(name), group.files)
+                if self._arrays[name]["records"].spec != records_spec(self.manifest):
+                    raise CacheDamagedError(f"{self.url}: the records of {name!r} do not have the manifest's layout")
+        self._probe = _group(store, ProbeGroup, names.PROBE, sizes)
+        self._probe_arrays = open_arrays(store, names.PROBE, self._probe.files) if self._probe else {}
+        self._layout = RecordLayout.of(self.manifest.targets)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The complete checkpoints, oldest first."""
+        return tuple(name for name in self.begun if name in self._groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest; files about this cache quote it."""
+        return self.manifest.fingerprint
+
+    def check_tokenizer(self, fingerprint: str, size: int) -> None:
+        """Refuse another tokenizer than the cache's.
+
+        Raises:
+            CacheMismatchError: fingerprint or size differ.
+        """
+        ours = self.manifest.tokenizer
+        if (fingerprint, size) != (ours.fingerprint, ours.size):
+            raise CacheMismatchError(
+                f"cache {self.url} was built with tokenizer {ours.fingerprint[:12]}… of {ours.size:,} tokens, "
+                f"got {fingerprint[:12]}… of {size:,}; use the same tokenizer or rebuild the cache"
+            )
+
+    def checkpoint(self, name: str) -> CheckpointGroup:
+        """Return a checkpoint's identity, held-out loss and ledger.
+
+        Raises:
+            CacheIncompleteError: it is not there, or its build has not finished.
+        """
+        if name not in self._groups:
+            state = "has begun but not finished building" if name in self.begun else "does not know"
+            raise CacheIncompleteError(
+                f"cache {self.url} {state} checkpoint {name!r}; complete are: {', '.join(self.checkpoints) or 'none'}; "
+                "run `footsteps cache build CONFIG` to its end"
+            )
+        return self._groups[name]
+
+    def losses(self, name: str) -> np.ndarray:
+        """Return −Σ log p(gold) of every sequence's positions, f64 [n], in nats."""
+        self.checkpoint(name)
+        return self._arrays[name]["loss"].all()
+
+    def held_out(self, name: str) -> float | None:
+        """Return the mean negative log-likelihood per held-out position in nats; None where nothing was held out."""
+        return self.checkpoint(name).held_out_loss
+
+    def read(self, name: str, rows: Iterable[int]) -> Targets:
+        """Return the targets of every position of `rows`, in their order.
+
+        Raises:
+            CacheIncompleteError: the checkpoint is not complete.
+            CacheDamagedError: bytes that are needed are missing or not those that were committed.
+        """
+        offsets = self.corpus.position_offsets
+        return self.read_spans(name, [(int(offsets[row]), int(offsets[row + 1])) for row in rows])
+
+    def read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Targets:
+        """Return the targets of global positions [start, end) of each span, one after another."""
+        self.checkpoint(name)
+        planes = self._memory.gather(self._arrays[name]["records"], spans)
+        return decode_records(self._layout, planes, self.manifest.tokenizer.size)
+
+    def row_chunks(self) -> np.ndarray:
+        """Return the chunk in which each row's positions begin, i64 [n], for an order that reads whole chunks."""
+        return self.corpus.position_offsets[:-1] // self.manifest.layout.chunk_positions
+
+    @property
+    def probe_rows(self) -> np.ndarray:
+        """Rows of the probe's sequences, i64 [P], rising."""
+        return self._probe_array("rows").all()
+
+    @property
+    def probe_ids(self) -> np.ndarray:
+        """Ids on which the probe's positions are compared, i64 [M, R]; position order as of `read(…, probe_rows)`."""
+        return np.ascontiguousarray(self._probe_array("ids").all().T.astype(np.int64))
+
+    def probe_logp(self, name: str) -> np.ndarray:
+        """Return a checkpoint's log-probabilities on `probe_ids`, f32 [M, R]."""
+        return self._probe_target(name)[0]
+
+    def probe_log_tail(self, name: str) -> np.ndarray:
+        """Return the log of a checkpoint's mass outside `probe_ids`, f32 [M]."""
+        return self._probe_target(name)[1]
+
+    def shard_targets(self, name: str) -> Iterator[Targets]:
+        """Yield all targets of a checkpoint in order, a chunk at a time, without keeping any."""
+        self.checkpoint(name)
+        for planes in self._arrays[name]["records"].chunks():
+            yield decode_records(self._layout, planes, self.manifest.tokenizer.size)
+
+    def _probe_target(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        self.checkpoint(name)
+        code_RM = self._arrays[name]["probe_logp"].all()
+        logp_MR = np.ascontiguousarray(dequantise(code_RM, self.manifest.targets.logp_steps_per_nat).T)
+        return normalise(logp_MR, self._arrays[name]["probe_log_tail"].all())
+
+    def _probe_array(self, name: str) -> ArrayReader:
+        if self._probe is None:
+            raise CacheIncompleteError(
+                f"cache {self.url} has no probe yet; run `footsteps cache build CONFIG` to its end"
+            )
+        return self._probe_arrays[name]
+
+
+def open_cache(url: str, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> Cache:
+    """Open a cache in a folder or at an fsspec URL, checking its ledgers against the files that are there.
+
+    Raises:
+        MissingError: there is no cache.
+        CacheMismatchError: its format is newer than this program.
+        CacheDamagedError: a file is missing or has another size than was committed.
+        CacheIncompleteError: the build was stopped before its corpus was stored.
+    """
+    return Cache(open_store(str(url)), memory_bytes)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Return a cache's manifest, or refuse what is not one."""
+    if not store.exists(names.ROOT):
+        raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
+    return names.unseal(Manifest, store.read(names.ROOT), store.where(names.ROOT))
+
+
+def open_arrays(store: Store, group: str, files: Ledger) -> dict[str, ArrayReader]:
+    """Open every array of a group that its ledger names."""
+    arrays: dict[str, ArrayReader] = {}
+    for file in files:
+        if file.endswith("/zarr.json"):
+            name = file.removesuffix("/zarr.json")
+            key = f"{group}/{file}"
+            spec, _ = parse_array_metadata(store.read(key), store.where(key))
+            crcs = [files[f"{name}/{spec.shard_key(shard)}"].chunk_crc32c or [] for shard in range(spec.n_shards)]
+            arrays[name] = ArrayReader(store, f"{group}/{name}", spec, crcs.__getitem__)
+    return arrays
+
+
+def _group(store: Store, schema: type[names.Group], group: str, sizes: dict[str, int]) -> names.Group | None:
+    """Read a group's attributes, if it is complete, and compare its ledger with the files' sizes."""
+    key = f"{group}/zarr.json"
+    if key not in sizes:
+        return None
+    body = names.unseal(schema, store.read(key), store.where(key))
+    files: Ledger = getattr(body, "files", {})
+    for file, entry in files.items():
+        found = sizes.get(f"{group}/{file}")
+        if found != entry.size_bytes:
+            state = "the file is missing" if found is None else f"{found:,} bytes, {entry.size_bytes:,} were committed"
+            raise CacheDamagedError(f"{store.where(f'{group}/{file}')} is damaged: {state}")
+    return body

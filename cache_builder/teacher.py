@@ -1,0 +1,186 @@
+"""One checkpoint of the teacher, loaded and run over sequences: what capture needs between a corpus and its targets."""
+
+import os
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cache_builder.batches import Batch, collate, plan_batches
+from cache_builder.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
+from cache_builder.config import CacheExperiment
+from cache_builder.corpus import Corpus
+from cache_builder.corpus_losses import corpus_losses
+from cache_builder.errors import ModelError
+from cache_builder.format import CheckpointIdentity, TargetOptions
+from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
+from cache_builder.plan import rows_between
+from cache_builder.records import Targets, quantise
+from cache_builder.targets import tail_uniforms
+
+Result = TypeVar("Result")
+
+
+class Teacher:
+    """A checkpoint in memory, on this process's device."""
+
+    def __init__(
+        self,
+        experiment: CacheExperiment,
+        name: str,
+        location: str,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: str,
+    ) -> None:
+        self.name = name
+        self.vocab_size = len(tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.batch_tokens = experiment.cache.batch_tokens
+        self.device = local_device()
+        self.model = load_model(experiment.teacher, experiment.run.seed, location)
+        check_vocabulary(self.model, tokenizer, name)
+        self.model.to(self.device)  # type: ignore[arg-type]
+        self.identity = CheckpointIdentity(
+            name=name,
+            weights_fingerprint=fingerprint,
+            dtype=experiment.teacher.dtype,
+            attn_implementation=str(self.model.config._attn_implementation),
+        )
+
+    def targets(self, corpus: Corpus, start: int, end: int, options: TargetOptions) -> Targets:
+        """Capture the global positions [start, end).
+
+        Batches are formed from the sequences of this span alone, so its bytes do not depend on who builds what else.
+
+        Raises:
+            ModelError: NaN or infinite logits; the message names the sequence.
+        """
+        size, k, s = end - start, options.top_k, options.tail_samples
+        targets = Targets(
+            ids=np.empty((size, k), np.int64),
+            logp=np.empty((size, k), np.float32),
+            samples=np.empty((size, s), np.int64),
+            log_tail=np.empty(size, np.float32),
+            gold=np.empty(size, np.float32),
+            entropy=np.empty(size, np.float32),
+        )
+        for rows, batch in self._batches(corpus, rows_between(corpus.position_offsets, start, end)):
+            positions = global_positions(corpus, rows)
+            inside = (positions >= start) & (positions < end)
+            positions = positions[inside]
+            uniforms = tail_uniforms(options.seed, self.name, positions, s)
+            with naming_the_sequence(self.name, corpus, rows):
+                captured = capture(
+                    self.model,
+                    only_positions(batch, inside),
+                    self.vocab_size,
+                    top_k=k,
+                    top_p=options.top_p,
+                    uniforms_MS=uniforms,
+                )
+            for field in ("ids", "logp", "samples", "log_tail", "gold", "entropy"):
+                getattr(targets, field)[positions - start] = getattr(captured, field)
+        return targets
+
+    def probe_ids(self, corpus: Corpus, rows: np.ndarray, count: int) -> np.ndarray:
+        """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
+        at = _positions_within(corpus, rows)
+        ids = np.empty((at[-1], min(count, self.vocab_size)), np.uint32)
+        for order, batch in self._batches(corpus, rows):
+            with naming_the_sequence(self.name, corpus, order):
+                chosen = probe_ids(self.model, batch, self.vocab_size, ids.shape[1])
+            ids[_places(at, rows, order)] = chosen
+        return ids
+
+    def probe_logp(
+        self, corpus: Corpus, rows: np.ndarray, ids_MR: np.ndarray, steps_per_nat: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return quantised log-probabilities u16 [M, R] at the probe's ids, and the log of the rest's mass f32 [M]."""
+        at = _positions_within(corpus, rows)
+        code, log_tail = np.empty(ids_MR.shape, np.uint16), np.empty(len(ids_MR), np.float32)
+        for order, batch in self._batches(corpus, rows):
+            places = _places(at, rows, order)
+            with naming_the_sequence(self.name, corpus, order):
+                logp_MR, log_rest = probe_logp(self.model, batch, self.vocab_size, ids_MR[places])
+            code[places], log_tail[places] = quantise(logp_MR, steps_per_nat), log_rest
+        return code, log_tail
+
+    def mean_loss(self, corpus: Corpus) -> float:
+        """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
+        losses = corpus_losses(
+            lambda batch: gold_logp(self.model, batch, self.vocab_size),
+            corpus,
+            self.pad_id,
+            batch_tokens=self.batch_tokens,
+        )
+        return float(losses.sum() / corpus.n_positions)
+
+    def _batches(self, corpus: Corpus, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
+        lengths = corpus.token_offsets[rows + 1] - corpus.token_offsets[rows]
+        for chosen in plan_batches(lengths, self.batch_tokens):
+            yield rows[chosen], collate([corpus.sequence(int(row)) for row in rows[chosen]], self.pad_id)
+
+
+class naming_the_sequence:
+    """Turn a batch row with NaN logits into the name of its sequence."""
+
+    def __init__(self, checkpoint: str, corpus: Corpus, rows: np.ndarray) -> None:
+        self.checkpoint, self.corpus, self.rows = checkpoint, corpus, rows
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NonFiniteError):
+            row = int(self.rows[error.row])
+            raise ModelError(
+                f"checkpoint {self.checkpoint!r} gives NaN or infinite logits on sequence "
+                f"{self.corpus.sample_ids[row]!r} (row {row}); the build stops here; "
+                "try another teacher.dtype (bfloat16 or float32), or leave this checkpoint out"
+            ) from error
+
+
+def identify(experiment: CacheExperiment, location: str) -> str:
+    """Return the fingerprint of a checkpoint's weights."""
+    return weights_fingerprint(location, experiment.run.seed)
+
+
+def local_device() -> torch.device:
+    """Return this process's GPU (LOCAL_RANK's, under torchrun), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def global_positions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """Return the global index of every position of a batch, in the batch's order."""
+    offsets = corpus.position_offsets
+    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+
+
+def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
+    """Return the batch with some of its positions; its sequences stay whole."""
+    if inside.all():
+        return batch
+    keep = torch.from_numpy(inside)
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "source_M": batch["source_M"][keep],
+        "gold_M": batch["gold_M"][keep],
+        "sequence_M": batch["sequence_M"][keep],
+    }
+
+
+def _positions_within(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """Where the positions of each of `rows` begin, one row after another; the last entry is how many there are."""
+    counts = corpus.position_offsets[rows + 1] - corpus.position_offsets[rows]
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _places(at: np.ndarray, rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Where the positions of a batch of rows `order` go, with `at` from `_positions_within(corpus, rows)`."""
+    within = np.searchsorted(rows, order)
+    return np.concatenate([np.arange(at[i], at[i + 1]) for i in within])
