@@ -48,3 +48,17 @@ def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
         "gold_M": torch.from_numpy(input_ids[sequence, token]),
         "sequence_M": torch.from_numpy(sequence),
     }
+
+
+def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Group sequences of like length so that none of the padded batches exceeds `batch_tokens`, longest first.
+
+    A pure function of the lengths: i64 indices into them, every one once. A sequence longer than the budget is alone.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(by_length):
+        count = max(1, batch_tokens // max(1, int(lengths[by_length[start]])))
+        batches.append(by_length[start : start + count])
+        start += count
+    return batches
