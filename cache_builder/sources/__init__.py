@@ -1,0 +1,1 @@
+"""Known data sets, one module each with `load(config, seed) -> {"train", "validation", "test"}` of examples."""
