@@ -96,18 +96,10 @@ class Manifest(Entry):
 class LedgerEntry(Entry):
     """What was committed under one file's name."""
 
-    size_bytes: int
+    bytes: int
     sha256: str
     chunk_crc32c: list[int] | None = None
     """crc32c of each chunk of a shard; None where the file is not one."""
-
-    @classmethod
-    def of_shard(cls, shard: EncodedShard) -> "LedgerEntry":
-        return cls(size_bytes=len(shard.data), sha256=_sha256(shard.data), chunk_crc32c=shard.chunk_crcs)
-
-    @classmethod
-    def of_file(cls, data: bytes) -> "LedgerEntry":
-        return cls(size_bytes=len(data), sha256=_sha256(data))
 
 
 Ledger = dict[str, LedgerEntry]
@@ -159,6 +151,16 @@ class CheckpointGroup(Entry):
 
 
 Group = TypeVar("Group", bound=Entry)
+
+
+def shard_entry(shard: EncodedShard) -> LedgerEntry:
+    """Return what the ledger says of a shard."""
+    return LedgerEntry(bytes=len(shard.data), sha256=sha256(shard.data), chunk_crc32c=shard.chunk_crcs)
+
+
+def file_entry(data: bytes) -> LedgerEntry:
+    """Return what the ledger says of a file that is no shard."""
+    return LedgerEntry(bytes=len(data), sha256=sha256(data))
 
 
 def checkpoint_key(name: str) -> str:
@@ -252,5 +254,6 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hex."""
     return hashlib.sha256(data).hexdigest()

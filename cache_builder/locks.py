@@ -45,6 +45,18 @@ def busy_message(where: str, part: tuple[int, int], holder: str) -> str:
     )
 
 
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this folder; makes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class LocalLocks:
     """The locks of one cache's folder."""
 
@@ -60,7 +72,7 @@ class LocalLocks:
             CacheBusyError: another live builder has it, or divides the work into another number of parts.
         """
         path = self.folder / f"part-{part[0]}-of-{part[1]}"
-        with self._gate():
+        with folder_lock(self.cache):
             self.folder.mkdir(exist_ok=True)
             for other in sorted(self.folder.glob("part-*")):
                 self._refuse_or_clear(other, part)
@@ -70,7 +82,7 @@ class LocalLocks:
         try:
             yield
         finally:
-            with self._gate():
+            with folder_lock(self.cache):
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
                 if not any(self.folder.glob("part-*")):
@@ -82,15 +94,6 @@ class LocalLocks:
     def stage(self) -> Iterator[None]:
         """Wait for the stage's lock and hold it until the block ends; only inside `hold`."""
         descriptor = os.open(self.folder / STAGE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _gate(self) -> Iterator[None]:
-        descriptor = os.open(self.cache, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -137,9 +137,12 @@ class Cache:
             raise CacheIncompleteError(
                 f"cache {self.url} has no corpus yet; run `footsteps cache build CONFIG` to its end"
             )
+        self._corpus_bytes = sum(entry.bytes for entry in corpus.files.values())
         arrays = open_arrays(store, names.CORPUS, corpus.files)
         self.corpus = CachedCorpus(arrays, self._memory, self.manifest.corpus.fingerprint)
         order = _group(store, CheckpointOrder, names.CHECKPOINTS, sizes)
+        if order is None and any(key.startswith(f"{names.CHECKPOINTS}/") for key in sizes):
+            raise CacheDamagedError(f"{store.where(f'{names.CHECKPOINTS}/zarr.json')} is damaged: the file is missing")
         self.begun: tuple[str, ...] = tuple(order.order if order else ())
         """Every checkpoint whose build was begun, oldest first."""
         self._groups: dict[str, CheckpointGroup] = {}
@@ -147,11 +150,16 @@ class Cache:
         for name in self.begun:
             group = _group(store, CheckpointGroup, names.checkpoint_key(name), sizes)
             if group is not None:
+                if group.identity.name != name:
+                    where = store.where(f"{names.checkpoint_key(name)}/zarr.json")
+                    raise CacheDamagedError(f"{where} is damaged: it is that of {group.identity.name!r}")
                 self._groups[name] = group
                 self._arrays[name] = open_arrays(store, names.checkpoint_key(name), group.files)
                 if self._arrays[name]["records"].spec != records_spec(self.manifest):
                     raise CacheDamagedError(f"{self.url}: the records of {name!r} do not have the manifest's layout")
         self._probe = _group(store, ProbeGroup, names.PROBE, sizes)
+        if self._groups and self._probe is None:
+            raise CacheDamagedError(f"{store.where(f'{names.PROBE}/zarr.json')} is damaged: the file is missing")
         self._probe_arrays = open_arrays(store, names.PROBE, self._probe.files) if self._probe else {}
         self._layout = RecordLayout.of(self.manifest.targets)
 
@@ -191,6 +199,20 @@ class Cache:
                 "run `footsteps cache build CONFIG` to its end"
             )
         return self._groups[name]
+
+    @property
+    def corpus_bytes(self) -> int:
+        """Bytes on disk of the corpus's arrays."""
+        return self._corpus_bytes
+
+    @property
+    def probe_bytes(self) -> int:
+        """Bytes on disk of the probe's rows and ids."""
+        return sum(entry.bytes for entry in self._probe.files.values()) if self._probe else 0
+
+    def checkpoint_bytes(self, name: str) -> int:
+        """Return the bytes on disk of a checkpoint's arrays, without its zarr.json."""
+        return sum(entry.bytes for entry in self.checkpoint(name).files.values())
 
     def losses(self, name: str) -> np.ndarray:
         """Return −Σ log p(gold) of every sequence's positions, f64 [n], in nats."""
@@ -285,7 +307,10 @@ def open_arrays(store: Store, group: str, files: Ledger) -> dict[str, ArrayReade
         if file.endswith("/zarr.json"):
             name = file.removesuffix("/zarr.json")
             key = f"{group}/{file}"
-            spec, _ = parse_array_metadata(store.read(key), store.where(key))
+            metadata = store.read(key)
+            if names.file_entry(metadata) != files[file]:
+                raise CacheDamagedError(f"{store.where(key)} is damaged: it is not the file that was committed")
+            spec, _ = parse_array_metadata(metadata, store.where(key))
             crcs = [files[f"{name}/{spec.shard_key(shard)}"].chunk_crc32c or [] for shard in range(spec.n_shards)]
             arrays[name] = ArrayReader(store, f"{group}/{name}", spec, crcs.__getitem__)
     return arrays
@@ -300,7 +325,7 @@ def _group(store: Store, schema: type[names.Group], group: str, sizes: dict[str,
     files: Ledger = getattr(body, "files", {})
     for file, entry in files.items():
         found = sizes.get(f"{group}/{file}")
-        if found != entry.size_bytes:
-            state = "the file is missing" if found is None else f"{found:,} bytes, {entry.size_bytes:,} were committed"
+        if found != entry.bytes:
+            state = "the file is missing" if found is None else f"{found:,} bytes, {entry.bytes:,} were committed"
             raise CacheDamagedError(f"{store.where(f'{group}/{file}')} is damaged: {state}")
     return body

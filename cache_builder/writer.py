@@ -40,11 +40,11 @@ def write_array(
 ) -> Ledger:
     """Write a whole array shard by shard; `fetch(start, end)` gives entries of its last axis."""
     metadata = array_metadata(spec)
-    files = {f"{name}/zarr.json": LedgerEntry.of_file(metadata)}
+    files = {f"{name}/zarr.json": names.file_entry(metadata)}
     for shard in range(spec.n_shards):
         encoded = encode_shard(spec, fetch(*spec.span(shard)))
         store.commit(f"{group}/{name}/{spec.shard_key(shard)}", encoded.data)
-        files[f"{name}/{spec.shard_key(shard)}"] = LedgerEntry.of_shard(encoded)
+        files[f"{name}/{spec.shard_key(shard)}"] = names.shard_entry(encoded)
     store.commit(f"{group}/{name}/zarr.json", metadata)
     return files
 
@@ -158,7 +158,7 @@ class CheckpointWriter:
         done: dict[int, LedgerEntry] = {}
         for shard in range(self.n_shards):
             entry = self._ledger_entry(LedgerEntry, str(shard), sizes)
-            if entry and sizes.get(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}") == entry.size_bytes:
+            if entry and sizes.get(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}") == entry.bytes:
                 done[shard] = entry
         return done
 
@@ -166,14 +166,14 @@ class CheckpointWriter:
         """Return the held-out loss and the probe's ledger, if they are there."""
         sizes = self.store.sizes(self.group)
         extras = self._ledger_entry(Extras, EXTRAS, sizes)
-        whole = extras and all(sizes.get(f"{self.group}/{key}") == entry.size_bytes for key, entry in extras.files.items())
+        whole = extras and all(sizes.get(f"{self.group}/{key}") == entry.bytes for key, entry in extras.files.items())
         return extras if whole else None
 
     def write_shard(self, shard: int, targets: Targets) -> None:
         """Commit one shard's positions, then enter it in the ledger."""
         encoded = encode_shard(self.spec, encode_records(self.layout, targets))
         self.store.commit(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}", encoded.data)
-        self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", names.seal(LedgerEntry.of_shard(encoded)))
+        self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", names.seal(names.shard_entry(encoded)))
 
     def write_extras(
         self, held_out_loss: float | None, probe_code_MR: np.ndarray, probe_log_tail_M: np.ndarray
@@ -196,7 +196,7 @@ class CheckpointWriter:
             key = f"{self.group}/{RECORDS}/zarr.json"
             metadata = self.store.read(key)
             identity = CheckpointIdentity.model_validate(parse_array_metadata(metadata, self.store.where(key))[1])
-            files = {f"{RECORDS}/zarr.json": LedgerEntry.of_file(metadata)}
+            files = {f"{RECORDS}/zarr.json": names.file_entry(metadata)}
             files |= {f"{RECORDS}/{self.spec.shard_key(shard)}": entry for shard, entry in sorted(done.items())}
             files |= extras.files
             loss = self._losses(done, position_offsets)

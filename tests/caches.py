@@ -53,7 +53,9 @@ class Teaching:
             }
         )
 
-    def build(self, cache: str | Path, *, part: tuple[int, int] = (0, 1), only: str | None = None, **options: Any) -> bool:
+    def build(
+        self, cache: str | Path, *, part: tuple[int, int] = (0, 1), only: str | None = None, **options: Any
+    ) -> bool:
         experiment = self.experiment(cache, **options)
         return build_cache(
             experiment, self.corpus, self.tokenizer, self.checkpoints, self.held_out, part=part, only=only
@@ -77,7 +79,9 @@ def make_teaching(
 
 def files_of(cache: Path) -> dict[str, bytes]:
     """Return every file of a cache with its bytes."""
-    return {path.relative_to(cache).as_posix(): path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(cache).as_posix(): path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()
+    }
 
 
 def start_python(program: str, *arguments: str | Path) -> subprocess.Popen[str]:

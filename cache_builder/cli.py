@@ -1,0 +1,158 @@
+"""`footsteps cache build|info|verify|audit`: what they read, in which order they call, and how they print it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cache_builder.config import CacheExperiment, load_experiment
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG; repeatable."
+)
+
+
+@click.group()
+def cache() -> None:
+    """Build, inspect and check the cache of what the teacher's checkpoints say."""
+
+
+@cache.command()
+@click.argument("config", type=click.Path())
+@set_option
+@click.option("--part", "part_text", metavar="I/N", help="Do share I (from 0) of N; torchrun's RANK unless given.")
+@click.option("--checkpoint", metavar="NAME", help="Build only this checkpoint of teacher.checkpoints.")
+@click.pass_context
+def build(
+    context: click.Context, config: str, overrides: tuple[str, ...], part_text: str | None, checkpoint: str | None
+) -> None:
+    """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
+    from cache_builder.build import build_cache, teacher_checkpoints
+    from cache_builder.locks import folder_lock
+    from cache_builder.plan import parse_part
+    from cache_builder.prepare import Prepared
+
+    experiment = _experiment(context, config, overrides)
+    part = parse_part(part_text)
+    checkpoints = teacher_checkpoints(experiment)
+    with folder_lock(experiment.output_dir):
+        prepared = Prepared(experiment)
+    complete = build_cache(
+        experiment, prepared.train, prepared.tokenizer, checkpoints, prepared.validation, part=part, only=checkpoint
+    )
+    state = "complete" if complete else "this part is done; other parts are not"
+    click.echo(f"{experiment.cache_url}: {state}")
+
+
+@cache.command()
+@click.argument("config_or_cache", type=click.Path())
+@set_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.pass_context
+def info(context: click.Context, config_or_cache: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print sizes, retained mass and losses of a cache's checkpoints."""
+    from cache_builder.info import describe
+    from cache_builder.reader import open_cache
+
+    facts = describe(open_cache(_cache_url(context, config_or_cache, overrides)))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _print_info(facts)
+
+
+@cache.command()
+@click.argument("config_or_cache", type=click.Path())
+@set_option
+@click.pass_context
+def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> None:
+    """Compare every byte of a cache with what was committed; name every file that differs."""
+    from cache_builder.store import open_store
+    from cache_builder.verify import verify_cache
+
+    url = _cache_url(context, config_or_cache, overrides)
+    verdict = verify_cache(open_store(url))
+    for key in verdict.foreign:
+        click.echo(f"note: {key} is not part of the cache", err=True)
+    if verdict.damaged:
+        raise CacheDamagedError(
+            f"{len(verdict.damaged)} of {verdict.files} files of cache {url} are damaged:\n"
+            + "\n".join(f"  {line}" for line in verdict.damaged)
+            + "\nrestore them from a copy, or remove the checkpoint's folder and build it again"
+        )
+    if verdict.incomplete:
+        raise CacheIncompleteError(
+            f"cache {url}: what is committed is intact, but unfinished are: {', '.join(verdict.incomplete)}; "
+            "run `footsteps cache build CONFIG` to its end"
+        )
+    click.echo(f"{url}: {verdict.files} files, {verdict.bytes:,} bytes, all as committed")
+
+
+@cache.command()
+@click.argument("config", type=click.Path())
+@set_option
+@click.option("--checkpoint", metavar="NAME", help="Which checkpoint to run again; the last complete one unless given.")
+@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="How many to sample.")
+@click.pass_context
+def audit(
+    context: click.Context, config: str, overrides: tuple[str, ...], checkpoint: str | None, sequences: int
+) -> None:
+    """Run a checkpoint again on sampled sequences and compare it with what the cache says."""
+    from cache_builder.audit import audit_cache
+    from cache_builder.build import teacher_checkpoints
+
+    experiment = _experiment(context, config, overrides)
+    result = audit_cache(experiment, teacher_checkpoints(experiment), checkpoint, sequences)
+    table = Table(
+        title=f"{result.checkpoint}: live against cached, {result.positions:,} positions", title_justify="left"
+    )
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for label, value in result.rows():
+        table.add_row(label, value)
+    Console().print(table)
+    result.require_agreement()
+
+
+def _experiment(context: click.Context, config: str, overrides: tuple[str, ...]) -> CacheExperiment:
+    schema = context.obj if isinstance(context.obj, type) else CacheExperiment
+    return load_experiment(schema, config, overrides)
+
+
+def _cache_url(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> str:
+    """A TOML file stands for its experiment's cache; anything else is a cache's own folder or URL."""
+    if Path(config_or_cache).is_file() or config_or_cache.endswith(".toml"):
+        return _experiment(context, config_or_cache, overrides).cache_url
+    return config_or_cache
+
+
+def _print_info(facts: dict[str, Any]) -> None:
+    console = Console()
+    console.print(
+        f"{facts['url']}: format {facts['version']}, {facts['sequences']:,} sequences, "
+        f"{facts['positions']:,} positions, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"top_k {facts['top_k']}, top_p {facts['top_p']}, tail_samples {facts['tail_samples']}; "
+        f"corpus {facts['corpus_bytes']:,} bytes, probe {facts['probe_bytes']:,} bytes; unfinished: "
+        f"{', '.join(facts['unfinished']) or 'none'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
+    for title in ("checkpoint", "bytes", "bytes/position", "retained mass", "p50", "p90", "p99", "loss", "held-out"):
+        table.add_column(title, justify="left" if title == "checkpoint" else "right")
+    for row in facts["checkpoints"]:
+        held_out = "–" if row["held_out_loss"] is None else f"{row['held_out_loss']:.4f}"
+        mass = [f"{row['retained_mass'][key]:.4f}" for key in ("mean", "p50", "p90", "p99")]
+        table.add_row(
+            row["name"], f"{row['bytes']:,}", f"{row['bytes_per_position']:.1f}", *mass, f"{row['loss']:.4f}", held_out
+        )
+    console.print(table)
+    console.print("p90: nine positions of ten retain at least this; losses in nats per position", highlight=False)
