@@ -1,0 +1,42 @@
+"""The order in which rows are trained on: a pure function of (seed, epoch), the same for any number of readers.
+
+    chunks in random order ──▶ windows of many chunks ──▶ the rows of a window in random order
+
+so that a reader meets every chunk once an epoch and keeps one window in memory. Epochs follow each other as one endless
+stream; step s takes rows [s·batch, (s+1)·batch) of it, so every step is full and the number of processes, of loader
+workers or of accumulated micro-batches changes nothing.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def epoch_order(
+    position_offsets: np.ndarray, chunk_positions: int, window_chunks: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Return every row once, i64 [n], in the order of one epoch.
+
+    A row belongs to the chunk in which its positions begin.
+    """
+    rng = np.random.default_rng([seed, epoch, 0x0DE2])
+    chunk_of_row = position_offsets[:-1] // chunk_positions
+    n_chunks = int(chunk_of_row[-1]) + 1
+    window_of_chunk = np.empty(n_chunks, np.int64)
+    window_of_chunk[rng.permutation(n_chunks)] = np.arange(n_chunks) // window_chunks
+    return np.lexsort((rng.random(len(chunk_of_row)), window_of_chunk[chunk_of_row]))
+
+
+class RowStream:
+    """The endless stream of rows, epoch after epoch, cut anywhere."""
+
+    def __init__(self, position_offsets: np.ndarray, chunk_positions: int, window_chunks: int, seed: int) -> None:
+        self.position_offsets = position_offsets
+        self.chunk_positions, self.window_chunks, self.seed = chunk_positions, window_chunks, seed
+
+    def rows(self, start: int, stop: int) -> Iterator[int]:
+        """Yield the rows at places start … stop − 1 of the stream."""
+        n = len(self.position_offsets) - 1
+        for epoch in range(start // n, -(-stop // n)):
+            order = epoch_order(self.position_offsets, self.chunk_positions, self.window_chunks, self.seed, epoch)
+            yield from order[max(0, start - epoch * n) : stop - epoch * n].tolist()

@@ -1,0 +1,81 @@
+"""Which checkpoint teaches a stage. Pure: from numbers to a choice, its reasons and its margin.
+
+kl      j* = argmin_j  mean_probe KL(p_best‖p_j) + mean_probe KL(q‖p_j)      §5.2; on the probe's shared ids ∪ {tail}
+risk    j* = argmin_j  R(p_j) + |R(q) − R(p_j)|                              §5.1; R = mean loss per position, nats
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from cache_builder.errors import ConfigError
+
+Metric = Literal["kl", "risk"]
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """Who teaches a stage, and why: both terms for every checkpoint, and how far ahead of the second the choice was."""
+
+    stage: int
+    first_step: int
+    choice: str | None
+    quality: dict[str, float] = field(default_factory=dict)
+    """KL(p_best‖p_j) or R(p_j), nats per position."""
+    distance: dict[str, float] = field(default_factory=dict)
+    """KL(q‖p_j) or |R(q) − R(p_j)|, nats per position."""
+    margin: float | None = None
+
+    def to_json(self, metric: Metric) -> dict[str, Any]:
+        """Return the stage as the plan file has it, its two terms under the names that the metric gives them."""
+        names = {"kl": ("anchor_kl", "student_kl"), "risk": ("anchor_risk", "student_gap")}[metric]
+        value = asdict(self)
+        quality, distance = value.pop("quality"), value.pop("distance")
+        return {**value, names[0]: quality, names[1]: distance} if quality else value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StageChoice":
+        """Restore what `to_json` wrote."""
+        value = dict(value)
+        quality = value.pop("anchor_kl", None) or value.pop("anchor_risk", {})
+        distance = value.pop("student_kl", None) or value.pop("student_gap", {})
+        return cls(quality=quality, distance=distance, **value)
+
+
+def choose(stage: int, first_step: int, quality: dict[str, float], distance: dict[str, float]) -> StageChoice:
+    """Return the checkpoint with the least sum of both terms; of equals, the later one."""
+    names = list(quality)
+    totals = np.array([quality[name] + distance[name] for name in names])
+    best = len(names) - 1 - int(np.argmin(totals[::-1]))
+    others = np.delete(totals, best)
+    margin = float(others.min() - totals[best]) if len(others) else None
+    return StageChoice(stage, first_step, names[best], quality, distance, margin)
+
+
+def risk_terms(risks: dict[str, float], student_risk: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Return §5.1's two terms, R(p_j) and |R(q) − R(p_j)|, for every checkpoint."""
+    return dict(risks), {name: abs(student_risk - risk) for name, risk in risks.items()}
+
+
+def best_checkpoint(checkpoints: Sequence[str], held_out: dict[str, float | None], best: str) -> str:
+    """Return the best checkpoint: by lowest held-out loss, the last one, or the one named.
+
+    Raises:
+        ConfigError: there is no held-out loss to judge by, or no checkpoint of that name.
+    """
+    if best == "last":
+        return checkpoints[-1]
+    if best != "held_out":
+        if best not in checkpoints:
+            raise ConfigError(f"distill.best {best!r} is not a checkpoint of the cache: {', '.join(checkpoints)}")
+        return best
+    losses = {name: loss for name, loss in held_out.items() if loss is not None}
+    if len(losses) < len(checkpoints):
+        raise ConfigError(
+            'distill.best = "held_out" needs a held-out loss of every checkpoint, and the cache has none of '
+            f"{', '.join(name for name in checkpoints if name not in losses)}; build the cache with validation data, "
+            'or set distill.best to "last" or to a checkpoint\'s name'
+        )
+    return min(checkpoints, key=lambda name: (losses[name], -checkpoints.index(name)))
