@@ -1,0 +1,270 @@
+"""The report shows what a run folder has, says what it has not, and runs nothing that a run's texts contain."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from run_folder import METHODS, SEQUENCES, TASKS, make_run, write_losses
+
+from cache_builder.errors import MissingError
+from trainer.report import number, results_table, slugify, write_report
+from trainer.run_reader import Evaluation, Run, TaskResult, read_run
+from trainer.subdomains import compare
+from trainer.summary import holm, paired_p_value, result_table
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(run_dir: Path) -> str:
+    return write_report([run_dir]).read_text(encoding="utf-8")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_with(evaluations: list[Evaluation]) -> Run:
+    return Run(Path("demo"), {}, [], None, None, [], evaluations, {})
+
+
+def evaluation(
+    model: str, scores: list[float], method: str | None = None, seed: int | None = None, which: str | None = None
+) -> Evaluation:
+    value = float(np.mean(scores))
+    result = TaskResult(len(scores), 0, "accuracy", {"accuracy": {"value": value, "low": value - 0.1, "high": value}})
+    by_row = {str(i): score for i, score in enumerate(scores)}
+    return Evaluation(model, method, seed, which, 1000, 10.0, {"t": result}, {"t": by_row})
+
+
+def test_a_complete_run_has_nothing_missing_and_every_section_has_its_plots(run_dir: Path, page: str) -> None:
+    assert read_run(run_dir).missing == []
+    assert "Missing:" not in page and "missing from this run" not in page
+    plots = {path.stem for path in (run_dir / "report").glob("*.png")}
+    assert plots == {
+        "scores",
+        "schedule-scd",
+        "schedule-scd+aw",
+        "kl-matrix",
+        "weights-before",
+        "weights-after",
+        "differences-loss",
+        "differences-score",
+        "training-loss",
+        "training-curves",
+    }
+    assert page.count("<figure>") == len(plots)
+    for name in METHODS:
+        assert f">{name}<small>" in page
+
+
+def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
+    sources = re.findall(r'(?:src|srcset|href)="([^"]*)"', page)
+    assert len(sources) > 10
+    assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\(|@import|<link", page)
+
+
+def test_the_same_run_gives_the_same_bytes(run_dir: Path, page: str, tmp_path: Path) -> None:
+    again = write_report([run_dir], tmp_path / "again")
+    assert again.read_text(encoding="utf-8") == page
+    for path in (run_dir / "report").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_table_gives_mean_and_deviation_over_seeds_and_bolds_the_best_student(run_dir: Path) -> None:
+    rows = read_csv_of_report(run_dir, "results")
+    cells = [row for row in rows if row["model"] == "scd+aw" and row["which"] == "best" and row["task"] == "triage"]
+    values = [
+        json.loads((run_dir / f"evaluate/scd+aw/seed-{seed}/best/metrics.json").read_text())["tasks"]["triage"][
+            "metrics"
+        ]["accuracy"]["value"]
+        for seed in (0, 1)
+    ]
+    assert float(cells[0]["mean"]) == pytest.approx(sum(values) / 2)
+    assert float(cells[0]["std over seeds"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    best = {row["task"]: row["model"] for row in rows if row["best student"] == "yes" and row["which"] == "best"}
+    assert best == dict.fromkeys(TASKS, "scd+aw")
+
+
+def read_csv_of_report(run_dir: Path, name: str) -> list[dict[str, str]]:
+    if not (run_dir / "report" / "index.html").is_file():
+        write_report([run_dir])
+    return read_csv(run_dir / "report" / f"{name}.csv")
+
+
+def test_the_identity_of_theorem_4_holds_for_every_student_and_its_condition_is_read_off(run_dir: Path) -> None:
+    rows = read_csv_of_report(run_dir, "subdomains")
+    assert len(rows) == 1 + len(METHODS) * 2
+    for row in rows:
+        gap = float(row["R(student) − R(teacher)"])
+        assert gap == pytest.approx(float(row["TFS deficit"]) - float(row["SFS advantage"]), abs=1e-12)
+        assert (row["student ahead"] == "yes") == (gap < 0)
+
+
+def test_both_sides_of_a_comparison_are_summed_apart() -> None:
+    parts = compare(np.array([1.0, 4.0, 2.0, 3.0]), np.array([3.0, 1.0, 2.0, 3.5]))
+    assert (parts.student_favored, parts.teacher_favored) == (2, 1)
+    assert (parts.advantage, parts.deficit) == (pytest.approx(2.5 / 4), pytest.approx(3 / 4))
+    assert parts.gap == pytest.approx(2.5 - 9.5 / 4)
+    assert parts.margin == pytest.approx(-parts.gap)
+
+
+def test_a_student_that_is_right_where_its_teacher_is_wrong_is_marked_as_above_it() -> None:
+    teacher = evaluation("teacher", [1.0] * 20 + [0.0] * 20)
+    above = evaluation("td/seed-0/best", [1.0] * 35 + [0.0] * 5, "td", 0, "best")
+    alike = evaluation("cd/seed-0/best", [0.0] * 20 + [1.0] * 20, "cd", 0, "best")
+    below = evaluation("rkl/seed-0/best", [0.0] * 40, "rkl", 0, "best")
+    table = result_table(run_with([teacher, above, alike, below]))
+    marks = {row.label: row.cells["t"].mark for row in table.rows}
+    assert marks == {"teacher SFT": "", "td": "above", "cd": "", "rkl": "below"}
+    assert [row.label for row in table.rows if row.cells["t"].best] == ["td"]
+
+
+def test_the_teacher_is_never_the_best_student() -> None:
+    teacher, student = evaluation("teacher", [1.0, 1.0]), evaluation("student_sft", [1.0, 0.0])
+    rows = result_table(run_with([teacher, student])).rows
+    assert [(row.label, row.cells["t"].best) for row in rows] == [("teacher SFT", False), ("student SFT", True)]
+
+
+def test_the_paired_test_agrees_with_the_exact_sign_test_and_knows_ties() -> None:
+    ones = {str(i): 1.0 for i in range(8)}
+    zeros = {str(i): 0.0 for i in range(8)}
+    assert paired_p_value(ones, zeros) == pytest.approx(2 / 2**8, abs=0.003)
+    assert paired_p_value(ones, ones) == 1.0
+    assert paired_p_value({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_never_reorders() -> None:
+    assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "part", methods=("td", "scd"), seeds=(0,))
+    shutil.rmtree(run_dir / "cache")
+    shutil.rmtree(run_dir / "evaluate" / "scd")
+    (run_dir / "distill/scd/seed-0/plan.json").write_text("{not json")
+    (run_dir / "evaluate/td/seed-0/best/predictions.jsonl").write_text('{"id": 1, "score": 1}\n')
+    shutil.rmtree(run_dir / "losses")
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    for note in (
+        "no cache at",
+        "scd, seed 0: trained, not evaluated",
+        "plan.json is not valid JSON",
+        "predictions.jsonl, line 1",
+        "student.safetensors is not there",
+        "one seed only",
+        "Missing: No scheduled method",
+        "Missing: The weights need the cache",
+    ):
+        assert note in page, note
+    assert ">td<small>" in page
+
+
+def test_a_run_that_only_has_its_config_still_gives_a_page(tmp_path: Path) -> None:
+    run_dir = tmp_path / "fresh"
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text('[distill]\nmethods = ["td"]\nseeds = [0, 1]\n')
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    assert "No model of this run has been evaluated yet" in page
+    assert "td, seed 1: not trained" in page
+
+
+def test_losses_of_another_corpus_are_not_compared(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "other", methods=("td",), seeds=(0,))
+    write_losses(run_dir / "losses" / "student.safetensors", np.ones(SEQUENCES - 1))
+    run = read_run(run_dir)
+    assert run.student_losses is None
+    assert any(f"has {SEQUENCES - 1} sequences, the cache {SEQUENCES}" in note for note in run.missing)
+
+
+def test_test_rows_without_labels_are_missing_and_not_a_score(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "unlabelled", methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+    for path in (run_dir / "evaluate").rglob("metrics.json"):
+        values = json.loads(path.read_text())
+        values["tasks"]["triage"] |= {"rows": 0, "metrics": {}}
+        path.write_text(json.dumps(values))
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    assert "task triage has no labelled test rows" in page
+    assert "No model has been evaluated on labelled test rows" in page
+
+
+def test_script_and_formulas_in_names_are_shown_and_not_run(tmp_path: Path) -> None:
+    evil = "<script>alert(1)<∕script>"
+    run_dir = make_run(
+        tmp_path / "<img src=x onerror=alert(2)>",
+        methods=("td", "scd"),
+        seeds=(0,),
+        tasks={evil: "$x_{", "{{ 7 * 7 }}": "日本語"},
+        ids="<script>alert({})</script>",
+    )
+    evil_method = run_dir / "distill" / "<script>alert(3)<-script>"
+    shutil.copytree(run_dir / "distill" / "scd", evil_method)
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    assert page.count("<script>") == 1, "the page's own script and no other"
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;alert(1)" in page and "&lt;script&gt;alert(3)" in page
+    assert "{{ 7 * 7 }}" in page
+    assert "<script>alert(5)</script>" in (run_dir / "report" / "sequences.csv").read_text(encoding="utf-8")
+
+
+def test_several_runs_share_a_page_and_never_each_others_files(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a" / "demo", methods=("td",), seeds=(0,))
+    second = make_run(tmp_path / "b" / "demo", methods=("scd",), seeds=(0,))
+    index = write_report([first, second])
+    assert index == tmp_path / "report" / "index.html"
+    page = index.read_text(encoding="utf-8")
+    assert "The runs side by side" in page
+    assert 'id="demo-results"' in page and 'id="demo-2-results"' in page
+    assert len(read_csv(index.parent / "demo-sequences.csv")) == SEQUENCES
+    assert (index.parent / "demo-2-schedule-scd.png").is_file()
+
+
+def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="not a run folder"):
+        write_report([tmp_path])
+    with pytest.raises(MissingError, match="no such folder"):
+        write_report([tmp_path / "nowhere"])
+    with pytest.raises(MissingError, match="no run folder was given"):
+        write_report([])
+
+
+def test_the_terminal_table_has_a_line_per_model_and_its_interval(run_dir: Path) -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(results_table(run_dir))
+    text = console.export_text()
+    for name in ("teacher SFT", "student SFT", *METHODS):
+        assert re.search(rf"{re.escape(name)} .*\d\d\.\d.* \[\d\d\.\d, \d+\.\d\]", text), name
+
+
+def test_every_column_of_the_sequences_file_is_there_for_every_sequence(run_dir: Path) -> None:
+    rows = read_csv_of_report(run_dir, "sequences")
+    assert len(rows) == SEQUENCES
+    assert rows[7]["sequence"] == "train-7"
+    assert all(float(row["teacher checkpoint-400"]) > 0 and float(row["scd+aw seed 1"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (float("nan"), "–"), (12345, "12,345"), (-0.51234, "−0.5123"), (0.0, "0"), (2e-9, "2.00e−09")],
+)
+def test_numbers_are_shown_short(value: object, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_file_names_hold_no_path_and_nothing_hidden() -> None:
+    assert slugify("../../etc/passwd") == "etc-passwd"
+    assert slugify("scd+aw seed 0") == "scd+aw-seed-0"
+    assert slugify("<>") == "run"

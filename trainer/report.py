@@ -1,0 +1,179 @@
+"""`footsteps report`: one self-contained HTML page from run folders, with every figure as PNG and every table as CSV.
+
+    run folders ─▶ run_reader ─▶ report_parts ─▶ templates/report.html.jinja ─▶ index.html  (*.png, *.csv beside it)
+
+The page loads nothing: styles, script and figures are inside. Every text from a run is escaped, and its
+Content-Security-Policy allows no script but the page's own.
+"""
+
+import base64
+import csv
+import hashlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from cache_builder.errors import MissingError
+from trainer.report_overview import report_of
+from trainer.report_parts import DataTable, RunReport
+from trainer.run_reader import read_run
+from trainer.summary import Cell, ResultTable, result_table
+
+SHOWN_ROWS = 200
+
+
+def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side, and return the path of its page.
+
+    `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share.
+
+    Raises:
+        MissingError: a folder is not a run folder, or none is given.
+    """
+    if not run_dirs:
+        raise MissingError("no run folder was given; name at least one")
+    folders = [Path(folder) for folder in run_dirs]
+    runs = [read_run(folder) for folder in folders]
+    if output_dir is None:
+        output_dir = folders[0] / "report" if len(folders) == 1 else _shared_parent(folders) / "report"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    slugs = _slugs([run.name for run in runs])
+    reports = [report_of(run, slug, tomli_w.dumps(run.config)) for run, slug in zip(runs, slugs, strict=True)]
+    for report in reports:
+        prefix = f"{report.slug}-" if len(reports) > 1 else ""
+        for section in report.sections:
+            for figure in section.plots:
+                _write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
+        for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
+            write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
+    page = output_dir / "index.html"
+    _write_bytes(page, render_page(reports).encode())
+    return page
+
+
+def results_table(run_dir: Path) -> Table:
+    """Return the table that ends `footsteps run`: models × tasks, ×100, for the terminal."""
+    results = result_table(read_run(run_dir))
+    table = Table(
+        title="Test set, ×100",
+        caption=Text(
+            "[low, high]: 95 % interval over test rows · bold: best student · "
+            "▲ ▼: above, below the teacher (paired by row, p < 0.05, Holm)"
+        ),
+    )
+    table.add_column("model")
+    for task, metric in results.tasks.items():
+        table.add_column(Text(f"{task}\n{metric}"), justify="right", no_wrap=True)
+    if len(results.tasks) > 1:
+        table.add_column("mean", justify="right")
+    for row in results.rows:
+        cells = [_terminal_cell(row.cells.get(task)) for task in results.tasks]
+        if len(results.tasks) > 1:
+            average = "–" if row.average is None else f"{100 * row.average:.1f}"
+            cells.append(Text(average, style="bold" if row.best_average else ""))
+        label = Text(row.label, style="italic" if row.kind == "teacher" else "")
+        table.add_row(label, *cells, end_section=row.kind != "method" and row is _last_reference(results))
+    return table
+
+
+def render_page(reports: Sequence[RunReport]) -> str:
+    """Return the page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("trainer", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "points": points, "count": _count}
+    loader = environment.loader
+    assert loader is not None
+    script = loader.get_source(environment, "report.js")[0]
+    style = loader.get_source(environment, "report.css")[0]
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page: str = environment.get_template("report.html.jinja").render(
+        reports=reports, script=script, style=style, script_hash=script_hash, shown_rows=SHOWN_ROWS
+    )
+    return page
+
+
+def write_csv(path: Path, table: DataTable) -> None:
+    """Write a table's rows under its columns' names; None is an empty cell, numbers keep all their digits."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows(["" if value is None else value for value in row] for row in table.rows)
+    part.replace(path)
+
+
+def number(value: object) -> str:
+    """Show a value in a table: counts with separators, other numbers with four significant digits."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e6:
+        return f"{value:.2e}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def points(value: float | None) -> str:
+    """Show a fraction in points of a hundred."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def slugify(name: str) -> str:
+    """Return `name` as a plain file name and HTML id."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """Return one slug per run, numbered where two runs share a name."""
+    slugs: list[str] = []
+    for name in names:
+        slug, count = slugify(name), 2
+        while slug in slugs:
+            slug, count = f"{slugify(name)}-{count}", count + 1
+        slugs.append(slug)
+    return slugs
+
+
+def _shared_parent(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _terminal_cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("–")
+    spread = "" if cell.std is None else f" ± {100 * cell.std:.1f}"
+    mark = {"above": " ▲", "below": " ▼"}.get(cell.mark, "  ")
+    text = Text(f"{100 * cell.mean:.1f}{spread}", style="bold" if cell.best else "")
+    text.append(f" [{points(cell.low)}, {points(cell.high)}]", style="not bold dim")
+    text.append(mark)
+    return text
+
+
+def _last_reference(results: ResultTable) -> object:
+    return next((row for row in reversed(results.rows) if row.kind != "method"), None)
+
+
+def _count(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.0f}"

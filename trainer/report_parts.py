@@ -1,0 +1,74 @@
+"""What a report is made of: sections of plots and of tables, each table also a CSV file.
+
+A section whose data are missing is kept, with a sentence that says so.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from trainer.plot_style import Plot
+from trainer.summary import ResultTable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """Numbers as a CSV file and, where `shown`, as a table of the page; None is an empty cell."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[object]]
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Figured:
+    """A plot with what it shows (its text alternative) and what to see in it."""
+
+    plot: Plot
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    anchor: str
+    short: str
+    title: str
+    lead: str
+    plots: list[Figured] = field(default_factory=list)
+    tables: list[DataTable] = field(default_factory=list)
+    absent: str | None = None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    name: str
+    slug: str
+    results: ResultTable
+    last: ResultTable
+    verdict: str
+    facts: list[tuple[str, str]]
+    sections: list[Section]
+    tables: list[DataTable]
+    missing: list[str]
+    settings: str
+
+
+def extended(section: Section, *figures: Figured, tables: list[DataTable] | None = None) -> Section:
+    kept = [table for table in [*section.tables, *(tables or [])] if table.rows]
+    return replace(section, plots=[*section.plots, *figures], tables=kept)
+
+
+def absent(section: Section, reason: str) -> Section:
+    return replace(section, absent=reason, tables=[table for table in section.tables if table.rows])
+
+
+def first_per_name(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found

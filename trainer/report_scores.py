@@ -1,0 +1,103 @@
+"""The report's scores: every model's metrics with their intervals, drawn and as tables (the paper's Table 1)."""
+
+from trainer import plots
+from trainer.plot_style import render
+from trainer.report_parts import DataTable, Figured, Section, absent, extended
+from trainer.run_reader import Run
+from trainer.summary import LABELS, ResultTable, result_table
+
+
+def scores_section(run: Run, results: ResultTable) -> Section:
+    section = Section(
+        "scores",
+        "Scores",
+        "Scores and their intervals",
+        "Every model's primary metric on the test set. Where two intervals overlap widely, one run cannot tell the two "
+        "models apart; the marks in the table use the sharper test that pairs the models row by row.",
+        tables=[_all_metrics(run)],
+    )
+    if not results.tasks:
+        return absent(section, "No model has been evaluated on labelled test rows.")
+    plot = render("scores", lambda width: plots.scores(results, width))
+    return extended(
+        section,
+        Figured(
+            plot,
+            "Dot plot of every model's score with its 95 % interval, one panel per task",
+            "Dots are scores, bars are 95 % bootstrap intervals over test rows, the diamond and the dashed line are "
+            "the teacher. A filled dot is the best student of its task.",
+        ),
+    )
+
+
+def result_rows(run: Run) -> DataTable:
+    rows: list[list[object]] = []
+    for which in ("best", "last"):
+        for row in result_table(run, which).rows:
+            rows.extend(
+                [
+                    row.label,
+                    which if row.kind == "method" else None,
+                    len(row.seeds) or 1,
+                    task,
+                    cell.mean,
+                    cell.std,
+                    cell.low,
+                    cell.high,
+                    cell.rows,
+                    cell.unparsable,
+                    cell.p_value,
+                    cell.mark,
+                    "yes" if cell.best else "",
+                ]
+                for task, cell in row.cells.items()
+                if which == "best" or row.kind == "method"
+            )
+    return DataTable(
+        "results",
+        "Results",
+        [
+            "model",
+            "which",
+            "seeds",
+            "task",
+            "mean",
+            "std over seeds",
+            "low",
+            "high",
+            "rows",
+            "unparsable",
+            "p against teacher (Holm)",
+            "against teacher",
+            "best student",
+        ],
+        rows,
+        shown=False,
+    )
+
+
+def _all_metrics(run: Run) -> DataTable:
+    rows: list[list[object]] = [
+        [
+            LABELS.get(e.model, e.method),
+            e.seed,
+            e.which,
+            task,
+            name,
+            100 * metric["value"],
+            100 * metric.get("low", float("nan")),
+            100 * metric.get("high", float("nan")),
+            result.rows,
+            result.unparsable,
+        ]
+        for e in run.evaluations
+        for task, result in e.tasks.items()
+        for name, metric in result.metrics.items()
+        if "value" in metric
+    ]
+    return DataTable(
+        "metrics",
+        "Every metric of every model, ×100",
+        ["model", "seed", "which", "task", "metric", "value", "low", "high", "rows", "unparsable"],
+        rows,
+    )

@@ -1,0 +1,284 @@
+"""Read a run folder into plain records, and say what is missing from it instead of failing.
+
+    <run>/config.toml                          settings               -> Run.config
+          cache/                               per-sequence losses    -> Run.cache (a CacheView)
+          losses/student.safetensors           L_S before training    -> Run.student_losses
+          distill/<method>/seed-<s>/           plan, log, losses      -> Run.distilled
+          evaluate/<model>/metrics.json        scores and intervals   -> Run.evaluations
+
+Only files are read: no model is loaded and nothing is recomputed. A part that is absent or unreadable is named in
+`Run.missing`, and its field is None or empty.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cache_builder.errors import MissingError
+from trainer.cache_view import CacheView, read_cache
+
+TEACHER = "teacher"
+STUDENT_SFT = "student_sft"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one model scored on one task; `metrics` maps a metric's name to value, low and high (a 95 % interval)."""
+
+    rows: int
+    unparsable: int
+    primary: str
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.primary]["value"]
+
+    @property
+    def low(self) -> float:
+        return self.metrics[self.primary].get("low", float("nan"))
+
+    @property
+    def high(self) -> float:
+        return self.metrics[self.primary].get("high", float("nan"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `metrics.json`: `method` is None for the teacher and the student SFT model, `which` is best or last."""
+
+    model: str
+    method: str | None
+    seed: int | None
+    which: str | None
+    parameters: int | None
+    tokens_per_second: float | None
+    tasks: dict[str, TaskResult]
+    scores: dict[str, dict[str, float]]
+    """Task -> row id -> the row's score, for tests paired by row."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """One method with one seed, as far as it got; `losses` are those of the finished student on the training set."""
+
+    method: str
+    seed: int
+    folder: Path
+    plan: dict[str, Any] | None
+    log: list[dict[str, Any]]
+    losses: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    config: dict[str, Any]
+    teacher_checkpoints: list[dict[str, Any]]
+    cache: CacheView | None
+    student_losses: np.ndarray | None
+    distilled: list[Distilled]
+    evaluations: list[Evaluation]
+    corpus_counts: dict[str, int]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def evaluation(self, model: str) -> Evaluation | None:
+        """Return the evaluation of `teacher`, `student_sft` or `<method>/seed-<s>/<which>`."""
+        return next((e for e in self.evaluations if e.model == model), None)
+
+    def methods(self) -> list[str]:
+        """Name every method that was distilled or evaluated, in the config's order, then by name."""
+        found = {d.method for d in self.distilled} | {e.method for e in self.evaluations if e.method}
+        wanted = [m for m in _wanted_methods(self.config) if m in found]
+        return wanted + sorted(found - set(wanted))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read everything that a report shows of the run in `folder`.
+
+    Raises:
+        MissingError: `folder` is not a run folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingError(f"run {folder}: no such folder; give the `run.output_dir` of an experiment")
+    parts = ("config.toml", "cache", "distill", "evaluate")
+    if not any((folder / part).exists() for part in parts):
+        raise MissingError(f"{folder} is not a run folder: it has none of {', '.join(parts)}")
+    missing: list[str] = []
+    config = _read_config(folder / "config.toml", missing)
+    teacher = _read_json(folder / "teacher" / "checkpoints.json", missing, "the list of the teacher's checkpoints")
+    cache = read_cache(folder, config, missing)
+    student_losses = _read_losses(folder / "losses" / "student.safetensors", missing, "losses of the student SFT model")
+    found = [_read_distilled(path, missing) for path in sorted((folder / "distill").glob("*/seed-*"))]
+    distilled = [part for part in found if part]
+    evaluations = [
+        evaluation
+        for path in sorted((folder / "evaluate").rglob("metrics.json"))
+        if (evaluation := _read_evaluation(path, folder / "evaluate", missing))
+    ]
+    wanted = _wanted_methods(config)
+    distilled.sort(key=lambda d: (wanted.index(d.method) if d.method in wanted else len(wanted), d.method, d.seed))
+    run = Run(
+        folder=folder,
+        config=config,
+        teacher_checkpoints=(teacher or {}).get("checkpoints", []),
+        cache=cache,
+        student_losses=_fitting(student_losses, cache, "losses/student.safetensors", missing),
+        distilled=[
+            replace(d, losses=_fitting(d.losses, cache, f"{d.method}, seed {d.seed}: losses.safetensors", missing))
+            for d in distilled
+        ],
+        evaluations=evaluations,
+        corpus_counts=_read_counts(folder / "corpus" / "train" / "stage.json"),
+        missing=missing,
+    )
+    missing.extend(_unfinished(run))
+    return run
+
+
+def _unfinished(run: Run) -> list[str]:
+    """Say which models that the config asks for have not been trained or judged."""
+    notes: list[str] = []
+    models = {e.model for e in run.evaluations}
+    notes.extend(f"{model} has not been evaluated" for model in (TEACHER, STUDENT_SFT) if model not in models)
+    seeds = _wanted_seeds(run.config)
+    for method in dict.fromkeys([*_wanted_methods(run.config), *run.methods()]):
+        for seed in seeds or sorted({d.seed for d in run.distilled if d.method == method}):
+            trained = any(d.method == method and d.seed == seed for d in run.distilled)
+            if f"{method}/seed-{seed}/best" not in models and f"{method}/seed-{seed}/last" not in models:
+                state = "trained, not evaluated" if trained else "not trained"
+                notes.append(f"{method}, seed {seed}: {state}")
+    judged = {e.seed for e in run.evaluations if e.method}
+    if len(judged) == 1:
+        notes.append("one seed only: no spread over seeds can be given")
+    for evaluation in run.evaluations:
+        notes.extend(
+            f"{evaluation.model}: task {task} has no labelled test rows"
+            for task, result in evaluation.tasks.items()
+            if not result.rows
+        )
+    return notes
+
+
+def _read_distilled(folder: Path, missing: list[str]) -> Distilled | None:
+    method, seed = folder.parent.name, folder.name.removeprefix("seed-")
+    if not seed.isdigit():
+        missing.append(f"distill/{method}/{folder.name}: not the folder of a seed")
+        return None
+    label = f"{method}, seed {seed}"
+    losses = _read_losses(folder / "losses.safetensors", missing, f"{label}: losses of the finished student")
+    plan = _read_json(folder / "plan.json", missing, f"{label}: the schedule")
+    log = _read_json(folder / "log.json", missing, f"{label}: the training log")
+    return Distilled(method, int(seed), folder, plan, log if isinstance(log, list) else [], losses)
+
+
+def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation | None:
+    values = _read_json(path, missing, f"evaluation {path.parent.relative_to(root)}")
+    if values is None:
+        return None
+    try:
+        tasks = {
+            name: TaskResult(
+                rows=int(task["rows"]),
+                unparsable=int(task.get("unparsable", 0)),
+                primary=str(task["primary"]),
+                metrics={key: dict(metric) for key, metric in task["metrics"].items()},
+            )
+            for name, task in values["tasks"].items()
+        }
+        for name, task in tasks.items():
+            if task.rows and "value" not in task.metrics.get(task.primary, {}):
+                raise KeyError(f"{name}.metrics.{task.primary}.value")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        missing.append(f"{path.relative_to(root.parent)} cannot be used: {error!r}")
+        return None
+    seed = values.get("seed")
+    return Evaluation(
+        model=path.parent.relative_to(root).as_posix(),
+        method=values.get("method"),
+        seed=None if seed is None else int(seed),
+        which=values.get("which"),
+        parameters=values.get("parameters"),
+        tokens_per_second=values.get("tokens_per_second"),
+        tasks=tasks,
+        scores=_read_scores(path.parent / "predictions.jsonl", missing),
+    )
+
+
+def _read_scores(path: Path, missing: list[str]) -> dict[str, dict[str, float]]:
+    scores: dict[str, dict[str, float]] = {}
+    if not path.is_file():
+        missing.append(f"{path.parent.name}: no predictions.jsonl, so no test paired by row")
+        return scores
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row.get("score") is not None:
+                scores.setdefault(str(row["task"]), {})[str(row["id"])] = float(row["score"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            missing.append(f"{path.parent.name}/predictions.jsonl, line {number} and after: {error!r}")
+            break
+    return scores
+
+
+def _read_losses(path: Path, missing: list[str], label: str) -> np.ndarray | None:
+    if not path.is_file():
+        missing.append(f"{label}: {path.name} is not there")
+        return None
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return np.asarray(tensors.get_tensor("loss"), dtype=np.float64)
+    except (SafetensorError, OSError) as error:
+        missing.append(f"{label}: {path.name} cannot be read ({error})")
+        return None
+
+
+def _fitting(losses: np.ndarray | None, cache: CacheView | None, label: str, missing: list[str]) -> np.ndarray | None:
+    """Drop losses that are not of the cache's corpus: comparing them would pair different sequences."""
+    if losses is None or cache is None or len(losses) == cache.n_sequences:
+        return losses
+    missing.append(f"{label} has {len(losses)} sequences, the cache {cache.n_sequences}: not compared")
+    return None
+
+
+def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append("config.toml is not there: the methods and seeds that were asked for are not known")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        missing.append(f"config.toml is not valid TOML: {error}")
+    return {}
+
+
+def _read_json(path: Path, missing: list[str], label: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(f"{label}: {path.name} is not there")
+    except ValueError as error:
+        missing.append(f"{label}: {path.name} is not valid JSON ({error})")
+    return None
+
+
+def _read_counts(path: Path) -> dict[str, int]:
+    counts = _read_json(path, [], "") or {}
+    return dict(counts.get("counts", {})) if isinstance(counts, dict) else {}
+
+
+def _wanted_methods(config: dict[str, Any]) -> list[str]:
+    return list(config.get("distill", {}).get("methods", []))
+
+
+def _wanted_seeds(config: dict[str, Any]) -> list[int]:
+    return list(config.get("distill", {}).get("seeds", []))
