@@ -165,8 +165,11 @@ def _open(location: str, split: str) -> Any:
 
     suffix = Path(location).suffix
     if suffix in LOADERS:
-        if not _matches(location):
+        sizes = [path.stat().st_size for path in _matches(location)]
+        if not sizes:
             raise MissingError(f"data.{split} {location}: no such file")
+        if not any(sizes):
+            raise DataError(f"data.{split} {location} is empty; at least one example is needed")
         try:
             return datasets.load_dataset(LOADERS[suffix], data_files=location, split="train")
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
@@ -179,9 +182,9 @@ def _open(location: str, split: str) -> Any:
     return datasets.load_dataset(name, revision=revision or None, split=hub_split or split)
 
 
-def _matches(pattern: str) -> bool:
+def _matches(pattern: str) -> list[Path]:
     path = Path(pattern)
-    return path.is_file() or any(path.parent.glob(path.name))
+    return [path] if path.is_file() else sorted(path.parent.glob(path.name))
 
 
 def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
