@@ -62,8 +62,9 @@ class Audit:
         """
         if not self.kl_mean <= AGREEMENT_NATS:
             raise CacheMismatchError(
-                f"the cache does not say what checkpoint {self.checkpoint!r} says now: mean KL {self.kl_mean:.3g} nats, "
-                f"at most {AGREEMENT_NATS} expected; compare dtype and attn_implementation with `footsteps cache info`"
+                f"the cache does not say what checkpoint {self.checkpoint!r} says now: mean KL "
+                f"{self.kl_mean:.3g} nats, at most {AGREEMENT_NATS} expected; compare dtype and "
+                "attn_implementation with `footsteps cache info`"
             )
 
 

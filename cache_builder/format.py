@@ -197,7 +197,7 @@ def unseal(schema: type[Group], data: bytes, where: str) -> Group:
         document = json.loads(data)
         body, digest = document["attributes"][ATTRIBUTE], document["attributes"][SEAL]
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheDamagedError(f"{where} is damaged or not part of a cache ({error!r})") from None
+        raise CacheDamagedError(f"{where} is damaged: not the description of a group ({error!r})") from None
     if schema is Manifest:
         _check_version(body, where)
     intact = digest == hashlib.sha256(_canonical(body)).hexdigest()
@@ -231,7 +231,7 @@ def compare(recorded: Entry, now: Entry, what: str) -> None:
 
 def _check_version(body: Any, where: str) -> None:
     if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
-        raise CacheDamagedError(f"{where} is damaged or not the manifest of a cache")
+        raise CacheDamagedError(f"{where} is damaged: not the manifest of a cache")
     version = body.get("version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CacheMismatchError(

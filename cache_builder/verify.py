@@ -69,8 +69,10 @@ def _check_group(
     try:
         body = names.unseal(schema, store.read(key), store.where(key))
     except CacheDamagedError as error:
-        verdict.damaged.append(str(error).replace(" is damaged", "", 1))
-        known |= {other for other in sizes if other.startswith(f"{group}/")}
+        below = {other for other in sizes if group and other.startswith(f"{group}/")} - {key}
+        unchecked = f"; the {len(below)} files below it cannot be checked" if below else ""
+        verdict.damaged.append(str(error).replace(" is damaged", "", 1) + unchecked)
+        known |= below
         return None
     files: Ledger = getattr(body, "files", {})
     for file, entry in files.items():

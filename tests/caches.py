@@ -1,8 +1,5 @@
 """What the tests of the cache share: a tiny teacher with two checkpoints, its corpora, and builds of them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +13,8 @@ from cache_builder.corpus import Corpus, build_corpus, open_corpus
 from cache_builder.models import load_tokenizer
 from tests.conftest import color_examples
 
-SMALL = {"top_k": 4, "tail_samples": 2, "probe_sequences": 6, "probe_top_k": 8, "shard_positions": 64}
-SMALL |= {"chunk_positions": 16, "batch_tokens": 256}
+SMALL = {"top_k": 4, "tail_samples": 2, "probe_sequences": 6, "probe_top_k": 8, "shard_positions": 63}
+SMALL |= {"chunk_positions": 21, "batch_tokens": 256}
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,3 @@ def files_of(cache: Path) -> dict[str, bytes]:
     return {
         path.relative_to(cache).as_posix(): path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()
     }
-
-
-def start_python(program: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Start a Python program in the repository, with one thread."""
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
