@@ -14,7 +14,8 @@ import random
 from dataclasses import dataclass
 
 from cache_builder.config import DataConfig
-from cache_builder.data import Example, Message
+from cache_builder.data import Example
+from cache_builder.sources import chosen_tasks, turns
 
 TRAIN_EXAMPLES, VALIDATION_EXAMPLES, TEST_EXAMPLES = 3000, 300, 600
 MISTAKES = 0.12
@@ -64,7 +65,7 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     The first n training examples are the same whatever `train_examples` is.
     """
     seen: set[str] = set()
-    tasks = tuple(task for task in TASKS if config.tasks is None or task in config.tasks)
+    tasks = chosen_tasks(config, TASKS)
     sizes = {
         "test": config.test_examples or TEST_EXAMPLES,
         "validation": VALIDATION_EXAMPLES,
@@ -73,7 +74,7 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     return {split: _generate(split, size, tasks, seed, seen) for split, size in sizes.items()}
 
 
-def _generate(split: str, size: int, tasks: tuple[str, ...], seed: int, seen: set[str]) -> list[Example]:
+def _generate(split: str, size: int, tasks: list[str], seed: int, seen: set[str]) -> list[Example]:
     rng = random.Random(f"demo {seed} {split}")
     examples: list[Example] = []
     while len(examples) < size:
@@ -97,11 +98,7 @@ def _example(name: str, task: str, with_mistakes: bool, rng: random.Random) -> E
         question, answer = "dose ?", _dose(note, mistaken, rng)
     else:
         question, answer = "plan ?", _plan(note, mistaken)
-    messages: list[Message] = [
-        {"role": "user", "content": f"{note}\n{question}"},
-        {"role": "assistant", "content": answer},
-    ]
-    example: Example = {"id": name, "task": task, "messages": messages}
+    example: Example = {"id": name, "task": task, "messages": turns(f"{note}\n{question}", answer)}
     if task == "department":
         example["choices"] = CHOICES
     if task == "findings":
