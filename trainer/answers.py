@@ -32,7 +32,7 @@ def labels_of(parser: ParserName, choices: Sequence[str]) -> list[str]:
 
 
 def _letter(output: str, choices: Sequence[str]) -> str | None:
-    allowed = labels_of("letter", choices) or string.ascii_uppercase[:6]
+    allowed = string.ascii_uppercase[: max(6, len(choices))]
     return next((character for character in output if character in allowed), None)
 
 
