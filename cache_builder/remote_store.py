@@ -1,0 +1,196 @@
+"""A cache on an object store, through fsspec: s3://…, gs://…, or any other URL whose package is installed.
+
+    commit(key, data)    one PUT ─ read back: an object appears whole or not at all
+    .locks/<name>        a lease: {"holder", "host", "process", "token", "renewed"}, created only where there is none,
+                         renewed every minute; after five minutes without it its holder counts as dead
+
+An object store has no lock that ends with its holder, so a builder killed on another machine is believed alive until
+its lease is over. Two builders that both think they hold a part still write the same bytes, each object whole.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from cache_builder.errors import CacheBusyError, CacheDamagedError, CacheWriteError, ConfigError
+from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, parts_clash
+from cache_builder.store import write_error
+
+RENEW_SECONDS = 60.0
+LEASE_SECONDS = 300.0
+POLL_SECONDS = 0.5
+
+
+class RemoteStore:
+    """A prefix of an object store. The connection is made anew after a fork or a pickle."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._connection: tuple[int, Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_connection": None}
+
+    @property
+    def fs(self) -> Any:
+        return self._connect()[0]
+
+    def path(self, key: str) -> str:
+        """Return the object's path as the file system wants it."""
+        return f"{self._connect()[1]}/{key}".rstrip("/")
+
+    def where(self, key: str) -> str:
+        return f"{self.url}/{key}" if key else self.url
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self.fs.cat_file(self.path(key))
+        except FileNotFoundError:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: the object is missing") from None
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        return self._read_part(key, start, start + size, size)
+
+    def read_tail(self, key: str, size: int) -> bytes:
+        return self._read_part(key, -size, None, size)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        self.fs.invalidate_cache()
+        root = len(self.path("")) + 1
+        found = self.fs.find(self.path(prefix), detail=True)
+        sizes = {path[root:]: info["size"] for path, info in found.items() if len(path) > root}
+        return {key: size for key, size in sizes.items() if not key.startswith(f"{LOCK_FOLDER}/")}
+
+    def exists(self, key: str) -> bool:
+        self.fs.invalidate_cache()
+        return self.fs.isfile(self.path(key))
+
+    def commit(self, key: str, data: bytes) -> None:
+        try:
+            self.fs.pipe_file(self.path(key), data)
+        except OSError as error:
+            raise write_error(self.where(key), len(data), error) from error
+        if hashlib.sha256(self.read(key)).digest() != hashlib.sha256(data).digest():
+            raise CacheWriteError(f"{self.where(key)} does not read back as it was written; build again")
+
+    def remove_tree(self, prefix: str) -> None:
+        keys = self.sizes(prefix)
+        if keys:
+            self.fs.rm([self.path(key) for key in keys])
+
+    @contextmanager
+    def hold(self, part: tuple[int, int]) -> Iterator[None]:
+        with self._lease(f"part-{part[0]}-of-{part[1]}.json", part, wait=False):
+            for name, lease in self._leases().items():
+                if not name.startswith("part-") or is_over(lease):
+                    continue
+                index, _, parts = name.removeprefix("part-").removesuffix(".json").partition("-of-")
+                other = (int(index), int(parts))
+                if other != part and parts_clash(other, part):
+                    raise CacheBusyError(busy_message(self.url, part, lease["holder"]))
+            yield
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        with self._lease(f"{STAGE}.json", (0, 1), wait=True):
+            yield
+
+    @contextmanager
+    def _lease(self, name: str, part: tuple[int, int], *, wait: bool) -> Iterator[None]:
+        path = self.path(f"{LOCK_FOLDER}/{name}")
+        lease = {"holder": holder_name(part), "host": socket.gethostname(), "process": os.getpid()}
+        lease["token"] = uuid.uuid4().hex
+        while not self._create(path, lease):
+            holder = self._leases().get(name)
+            if holder is None:
+                continue
+            if is_over(holder):
+                self._remove(path)
+            elif wait:
+                time.sleep(POLL_SECONDS)
+            else:
+                raise CacheBusyError(busy_message(self.url, part, holder["holder"]))
+        done = threading.Event()
+        renewal = threading.Thread(target=self._renew, args=(path, lease, done), daemon=True)
+        renewal.start()
+        try:
+            yield
+        finally:
+            done.set()
+            renewal.join()
+            self._remove(path)
+
+    def _create(self, path: str, lease: dict[str, Any]) -> bool:
+        try:
+            self.fs.pipe_file(path, _stamped(lease), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _renew(self, path: str, lease: dict[str, Any], done: threading.Event) -> None:
+        while not done.wait(RENEW_SECONDS):
+            self.fs.pipe_file(path, _stamped(lease))
+
+    def _leases(self) -> dict[str, dict[str, Any]]:
+        self.fs.invalidate_cache()
+        leases: dict[str, dict[str, Any]] = {}
+        for path in self.fs.find(self.path(LOCK_FOLDER)):
+            try:
+                leases[path.rpartition("/")[2]] = json.loads(self.fs.cat_file(path))
+            except FileNotFoundError:
+                continue
+        return leases
+
+    def _remove(self, path: str) -> None:
+        try:
+            self.fs.rm_file(path)
+        except FileNotFoundError:
+            return
+
+    def _read_part(self, key: str, start: int, end: int | None, size: int) -> bytes:
+        try:
+            data = self.fs.cat_file(self.path(key), start=start, end=end)
+        except FileNotFoundError:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: the object is missing") from None
+        if len(data) < size:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: {len(data):,} bytes where {size:,} are expected")
+        return data
+
+    def _connect(self) -> tuple[Any, str]:
+        if self._connection is None or self._connection[0] != os.getpid():
+            try:
+                fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
+            except ImportError as error:
+                raise ConfigError(f"cache {self.url}: {error}; `pip install footsteps[remote]` for s3://") from error
+            except ValueError as error:
+                raise ConfigError(f"cache {self.url}: {error}") from error
+            self._connection = (os.getpid(), fs, root.rstrip("/"))
+        return self._connection[1], self._connection[2]
+
+
+def is_over(lease: dict[str, Any]) -> bool:
+    """Say whether a lease's holder is gone: its time is over, or it ran on this machine and no longer does."""
+    if time.time() - lease["renewed"] > LEASE_SECONDS:
+        return True
+    if lease["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(lease["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _stamped(lease: dict[str, Any]) -> bytes:
+    return json.dumps({**lease, "renewed": time.time()}).encode()
