@@ -70,7 +70,7 @@ def write_jmed_llm(folder: Path) -> Path:
     for table in (jmed_llm.POOLS, jmed_llm.OFFICIAL):
         for task, file in table.items():
             labels = [label for label, count in file.counts.items() for _ in range(count)]
-            choices = set(labels) <= set("ABCDEF")
+            choices, last = set(labels) <= set("ABCDEF"), max(labels)
             columns = ["tag", "question", *(f"option{letter}" for letter in "ABCDEF" if choices), "answer"]
             with (folder / "datasets" / file.name).open("w", newline="", encoding="utf-8") as stream:
                 writer = csv.writer(stream)
@@ -82,7 +82,7 @@ def write_jmed_llm(folder: Path) -> Path:
                         else f"{task} {row}？\n「{row}」"
                     )
                     if choices:
-                        options = [f"選択{letter}" if letter <= max(labels) else "" for letter in "ABCDEF"]
+                        options = [f"選択{letter}" if letter <= last else "" for letter in "ABCDEF"]
                         writer.writerow(["", question, *options, label])
                     else:
                         writer.writerow([label, question, "['咳', '熱']"])
