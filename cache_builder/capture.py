@@ -12,6 +12,7 @@ Shapes: B sequences, M positions, C positions of a chunk, D hidden size, V vocab
 N blocks of 64 tokens, K slots, S tail samples, R probe ids.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from cache_builder.errors import ConfigError, ModelError
 from cache_builder.head import Head, compute_weight, hidden_states_at, project, verify_head
 
 BLOCK = 64
+_CACHED_LOGITS = 2**22
 _LOWEST = -1e30
 """Stands for −inf where 0 · (−inf) would be NaN: its exp is 0, and 0 times it is 0."""
 
@@ -181,22 +183,30 @@ def sequence_losses(batch: Batch, gold: np.ndarray) -> np.ndarray:
     return np.bincount(sequences, weights=-gold.astype(np.float64), minlength=len(batch["input_ids"]))
 
 
-def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None):  # type: ignore[no-untyped-def]
-    """Yield (slice of positions, logits [C, W]); the buffer is used again, its padding columns hold −1e30.
+def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (slice of positions, logits [C, W]) for each position once; the padding columns hold −1e30.
 
-    Yields one empty chunk where there is no position, so that results keep their shapes.
+    The matmul wants many rows at a time, what follows it few enough to stay in a CPU's cache, so there the yielded
+    slices are parts of a chunk. The buffer is used again. Without positions one empty slice keeps the results' shapes.
     """
-    chunk_positions = chunk_positions or (256 if hidden_MD.device.type == "cpu" else 1024)
+    on_cpu = hidden_MD.device.type == "cpu"
+    chunk_positions = chunk_positions or (256 if on_cpu else 1024)
     weight_VD = compute_weight(head)
     width = -(-head.vocab_size // BLOCK) * BLOCK
+    positions = len(hidden_MD)
+    yielded = max(1, _CACHED_LOGITS // width) if on_cpu else chunk_positions
     dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
-    buffer_CW = torch.empty(min(chunk_positions, max(len(hidden_MD), 1)), width, dtype=dtype, device=hidden_MD.device)
-    for start in range(0, max(len(hidden_MD), 1), chunk_positions):
-        chunk = slice(start, start + chunk_positions)
-        logits_CW = buffer_CW[: len(hidden_MD[chunk])]
-        project(hidden_MD[chunk], head, weight_VD, out=logits_CW[:, : head.vocab_size])
+    buffer_CW = torch.empty(min(chunk_positions, positions), width, dtype=dtype, device=hidden_MD.device)
+    if positions == 0:
+        yield slice(0), buffer_CW
+    for start in range(0, positions, chunk_positions):
+        end = min(start + chunk_positions, positions)
+        logits_CW = buffer_CW[: end - start]
+        project(hidden_MD[start:end], head, weight_VD, out=logits_CW[:, : head.vocab_size])
         logits_CW[:, head.vocab_size :] = _LOWEST
-        yield chunk, logits_CW
+        for first in range(start, end, yielded):
+            last = min(first + yielded, end)
+            yield slice(first, last), logits_CW[first - start : last - start]
 
 
 def _capture_chunk(
@@ -204,31 +214,33 @@ def _capture_chunk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Turn a chunk of logits, which is overwritten, into ids, logp, samples, log_tail, gold and entropy."""
     ids_CK, values_CK = _top(z_CW, vocab_size, min(top_k + 1, vocab_size))
-    z_gold_C = z_CW.gather(1, gold_C[:, None])[:, 0]
-    used_CK = _prefix(z_CW, values_CK[:, :top_k], top_p)
-    # The first value outside the support is the tail's largest: subtracting it keeps the smallest tail exact.
-    first_out_C = used_CK.sum(1, keepdim=True).clamp(max=ids_CK.shape[1] - 1)
-    largest_C1 = values_CK.gather(1, first_out_C)
+    next_C1, largest_rest_C1 = ids_CK[:, top_k:], values_CK[:, top_k:]  # empty where the top-k is the vocabulary
     ids_CK, values_CK = ids_CK[:, :top_k], values_CK[:, :top_k]
-    ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
-    values_CK = values_CK.masked_fill(~used_CK, -torch.inf)
+    z_gold_C = z_CW.gather(1, gold_C[:, None])[:, 0]
 
-    z_CW.sub_(largest_C1).scatter_(1, ids_CK, _LOWEST)
-    e_CW = z_CW.exp()
-    sums_CN = e_CW.unflatten(1, (-1, BLOCK)).sum(2)
-    sum_C = sums_CN.sum(1)
+    z_CW.scatter_(1, ids_CK, _LOWEST)
+    rest_CW = torch.softmax(z_CW, dim=1)
+    # softmax subtracts the rest's own maximum, whose entry is then 1 / Σ: exact however little mass the rest has.
+    lse_rest_C1 = largest_rest_C1 - rest_CW.gather(1, next_C1).log()
     top_C1 = values_CK[:, :1].clone()  # shifting by it first keeps digits that the logits' size would cost
-    largest_C1, z_gold_C, values_CK = largest_C1 - top_C1, z_gold_C - top_C1[:, 0], values_CK - top_C1
-    log_tail_C = largest_C1[:, 0] + sum_C.log()
-    lse_C = torch.cat([values_CK, log_tail_C[:, None]], dim=1).logsumexp(1)
-    logp_CK = values_CK - lse_C[:, None]
-    log_tail_C = log_tail_C - lse_C
+    shifted_CO = torch.cat([values_CK, lse_rest_C1], dim=1) - top_C1
+    log_sum_C1 = shifted_CO.logsumexp(1, keepdim=True)
+    logp_CO = shifted_CO - log_sum_C1
+    logp_CK, log_rest_C1 = logp_CO[:, :top_k], logp_CO[:, top_k:]
+    gold_logp_C = z_gold_C - top_C1[:, 0] - log_sum_C1[:, 0]
 
-    moment_C = torch.bmm(e_CW[:, None], z_CW[:, :, None])[:, 0, 0] / sum_C + largest_C1[:, 0]
-    tail_entropy_C = torch.where(sum_C > 0, log_tail_C.exp() * (lse_C - moment_C), 0.0)
-    entropy_C = tail_entropy_C - torch.where(used_CK, logp_CK.exp() * logp_CK, 0.0).sum(1)
-    samples_CS = _draw(e_CW, sums_CN, uniforms_CS, ids_CK[:, :1])
-    return ids_CK, logp_CK, samples_CS, log_tail_C, z_gold_C - lse_C, entropy_C
+    entropy_C = -(logp_CK.exp() * logp_CK).sum(1)
+    if log_rest_C1.shape[1]:
+        mean_C = z_CW.mul_(rest_CW).sum(1) - top_C1[:, 0]
+        entropy_C += log_rest_C1.exp()[:, 0] * (log_sum_C1[:, 0] - mean_C)
+
+    used_CK = logp_CK.exp().cumsum(1) - logp_CK.exp() < (top_p if top_p < 1.0 else 2.0)
+    dropped_CO = torch.cat([log_rest_C1, logp_CK.masked_fill(used_CK, -torch.inf)], dim=1)
+    log_tail_C = dropped_CO.logsumexp(1)
+    samples_CS = _draw_tail(rest_CW, dropped_CO, ids_CK, uniforms_CS, whole=top_p >= 1.0)
+    samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])
+    ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
+    return ids_CK, logp_CK.masked_fill(~used_CK, -torch.inf), samples_CS, log_tail_C, gold_logp_C, entropy_C
 
 
 def _top(z_CW: Tensor, vocab_size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -257,31 +269,44 @@ def _order_keys(values_CX: Tensor, ids_CX: Tensor | None = None) -> Tensor:
     return (bits_CX.long() << 32) + (0xFFFFFFFF - ids_CX)
 
 
-def _prefix(z_CW: Tensor, values_CK: Tensor, top_p: float) -> Tensor:
-    """Return which slots belong to the smallest prefix of the top-k that holds `top_p` of the mass, or to all of it."""
-    if top_p >= 1.0:
-        return torch.ones_like(values_CK, dtype=torch.bool)
-    mass_CK = (values_CK - z_CW.logsumexp(1, keepdim=True)).exp()
-    return mass_CK.cumsum(1) - mass_CK < top_p
+def _draw_tail(rest_CW: Tensor, logp_CO: Tensor, ids_CK: Tensor, uniforms_CS: Tensor, whole: bool) -> Tensor:
+    """Draw ids [C, S] from the tail: what lies outside the top-k, and the slots that `top_p` dropped.
+
+    `logp_CO` holds the log-probability of each of them, the rest first (absent where the top-k is the vocabulary), and
+    −inf in kept slots; `whole` says that nothing was dropped. Where there is no tail the ids mean nothing.
+    """
+    if whole or uniforms_CS.shape[1] == 0:
+        return _draw(rest_CW, uniforms_CS)
+    rest_columns = logp_CO.shape[1] - ids_CK.shape[1]
+    cumulative_CO = (logp_CO - logp_CO.logsumexp(1, keepdim=True)).double().exp().nan_to_num(0.0).cumsum(1)
+    goal_CS = uniforms_CS * cumulative_CO[:, -1:]
+    outcome_CS = _first_above(cumulative_CO, goal_CS)
+    drawn_CS = ids_CK.gather(1, (outcome_CS - rest_columns).clamp(min=0))
+    if rest_columns:
+        within_CS = (goal_CS / cumulative_CO[:, :1]).nan_to_num(0.0, posinf=1.0).clamp(max=1.0)
+        drawn_CS = torch.where(outcome_CS == 0, _draw(rest_CW, within_CS), drawn_CS)
+    return drawn_CS
 
 
-def _draw(e_CW: Tensor, sums_CN: Tensor, uniforms_CS: Tensor, fallback_C1: Tensor) -> Tensor:
-    """Draw ids [C, S] with probability proportional to e, by its cumulative sum: first the block, then the token."""
-    if uniforms_CS.shape[1] == 0:
-        return torch.empty(uniforms_CS.shape, dtype=torch.int64, device=e_CW.device)
-    sums_CN = sums_CN.double()
+def _draw(weights_CW: Tensor, uniforms_CS: Tensor) -> Tensor:
+    """Draw ids [C, S] in proportion to the weights, by their cumulative sum: first the block, then the token."""
+    blocks_CNB = weights_CW.unflatten(1, (-1, BLOCK))
+    sums_CN = blocks_CNB.sum(2).double()
     cumulative_CN = sums_CN.cumsum(1)
-    goal_CS = uniforms_CS.double() * cumulative_CN[:, -1:]
-    block_CS = torch.searchsorted(cumulative_CN, goal_CS, right=True).clamp_(max=sums_CN.shape[1] - 1)
-    block_sum_CS = sums_CN.gather(1, block_CS)
-    rest_CS = (goal_CS - (cumulative_CN.gather(1, block_CS) - block_sum_CS)) / block_sum_CS
-    rows_C1 = torch.arange(len(e_CW), device=e_CW.device)[:, None]
-    e_CSB = e_CW.unflatten(1, (-1, BLOCK))[rows_C1, block_CS].double()
-    cumulative_CSB = e_CSB.cumsum(2)
-    token_CS = (cumulative_CSB <= rest_CS[:, :, None] * cumulative_CSB[:, :, -1:]).sum(2)
-    last_CS = BLOCK - 1 - (e_CSB > 0).flip(2).int().argmax(2)  # rounding may step past the last token with mass
-    drawn_CS = block_CS * BLOCK + torch.minimum(token_CS, last_CS)
-    return torch.where(sums_CN.sum(1, keepdim=True) > 0, drawn_CS, fallback_C1)
+    goal_CS = uniforms_CS * cumulative_CN[:, -1:]
+    block_CS = _first_above(cumulative_CN, goal_CS)
+    within_CS = goal_CS - (cumulative_CN - sums_CN).gather(1, block_CS)
+    rows_C1 = torch.arange(len(weights_CW), device=weights_CW.device)[:, None]
+    cumulative_SB = blocks_CNB[rows_C1, block_CS].double().cumsum(2).flatten(0, 1)
+    token_S1 = _first_above(cumulative_SB, within_CS.reshape(-1, 1))
+    return block_CS * BLOCK + token_S1.view_as(block_CS)
+
+
+def _first_above(cumulative_XN: Tensor, goal_XS: Tensor) -> Tensor:
+    """Return the first index whose cumulative sum exceeds the goal; the last with mass where rounding leaves none."""
+    last_X1 = torch.searchsorted(cumulative_XN, cumulative_XN[:, -1:].contiguous())
+    index_XS = torch.minimum(torch.searchsorted(cumulative_XN, goal_XS, right=True), last_X1)
+    return index_XS.clamp_(max=cumulative_XN.shape[1] - 1)  # a NaN row is reported later, not here
 
 
 def _logp_and_rest(z_CV: Tensor, ids_CR: Tensor) -> tuple[Tensor, Tensor]:

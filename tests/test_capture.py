@@ -206,15 +206,35 @@ def test_tail_samples_follow_the_tail(make_model):
     assert 0.7 < chi_square < 1.3
 
 
+@pytest.mark.parametrize("top_k", [4, 64])
+def test_tail_samples_also_follow_the_slots_that_top_p_dropped(top_k):
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(1, 64, generator=generator) * 2
+    exact = torch.softmax(row[0].double(), 0)
+    draws = 200_000
+    numbers = torch.rand(1, draws, generator=generator, dtype=torch.float64)
+    ids, logp, drawn, log_tail, _, _ = capture_module._capture_chunk(
+        row.clone(), 64, torch.tensor([0]), numbers, top_k, float(exact.max()) / 2
+    )
+    assert (logp[0] > -torch.inf).sum() == 1
+    tail = exact.clone()
+    tail[ids[0, 0]] = 0
+    np.testing.assert_allclose(log_tail, tail.sum().log(), rtol=1e-5)
+    expected = tail / tail.sum() * draws
+    common = expected > 5
+    counts = torch.bincount(drawn[0], minlength=64).double()
+    assert counts[ids[0, 0]] == 0
+    chi_square = ((counts - expected) ** 2 / expected)[common].sum() / common.sum()
+    assert 0.5 < chi_square < 1.6
+
+
 @pytest.mark.parametrize("value", [0.5 * 2.0**-52, 0.25, 0.5, 1 - 2.0**-53])
 def test_the_ends_of_the_unit_interval_draw_a_token_that_has_mass(value):
     weights = torch.zeros(3, 192)
     weights[0, [70, 80]] = torch.tensor([1e-30, 1e-30])
     weights[1, [0, 191]] = torch.tensor([1.0, 3e-8])
     weights[2, 63:65] = 0.1
-    sums = weights.unflatten(1, (3, 64)).sum(2)
-    uniform = torch.full((3, 1), value, dtype=torch.float64)
-    drawn = capture_module._draw(weights, sums, uniform, torch.zeros(3, 1, dtype=torch.int64))
+    drawn = capture_module._draw(weights, torch.full((3, 1), value, dtype=torch.float64))
     assert (weights.gather(1, drawn) > 0).all()
 
 
