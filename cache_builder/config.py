@@ -19,6 +19,14 @@ from cache_builder.errors import ConfigError, MissingError
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+class InvalidKeyError(ValueError):
+    """A key of a section that is validated by the section itself."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key, self.reason = key, reason
+
+
 class Section(BaseModel):
     """Base of every section: immutable, typed without coercion of strings, no unknown keys."""
 
@@ -162,7 +170,7 @@ def load_experiment(schema: type[E_], path: str | Path, overrides: tuple[str, ..
     try:
         return schema.model_validate(values, strict=True)
     except ValidationError as error:
-        problems = [f"  {_dotted(e['loc'])}: {_reason(e)}" for e in error.errors()]
+        problems = [f"  {_problem(details)}" for details in error.errors()]
         raise ConfigError(f"config {path} does not fit:\n" + "\n".join(problems)) from None
 
 
@@ -204,13 +212,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[keys[-1]] = value
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "(top level)"
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key; see `footsteps config` for those there are"
-    if error["type"] == "missing":
-        return "required, but not given"
-    return f"{error['msg']}, got {error['input']!r}"
+def _problem(details: Any) -> str:
+    """Say what is wrong with which key."""
+    location, cause = ".".join(map(str, details["loc"])), details.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidKeyError):
+        return f"{location}.{cause.key}: {cause.reason}"
+    if details["type"] == "extra_forbidden":
+        return f"{location}: unknown key; `footsteps config` lists those there are"
+    if details["type"] == "missing":
+        return f"{location}: required, but not given"
+    if cause is not None:
+        return f"{location}: {cause}"
+    return f"{location}: {details['msg']}, got {details['input']!r}"

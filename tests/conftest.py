@@ -8,25 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cache_builder.data import Example
 from cache_builder.models import train_tokenizer
-
-COLORS = ("red", "green", "blue", "amber", "violet", "grey")
-
-
-def color_examples(count: int) -> list[Example]:
-    """Return examples whose answer is the color that the question names last."""
-    return [
-        {
-            "id": f"color-{index}",
-            "task": "color",
-            "messages": [
-                {"role": "user", "content": f"case {index}: {COLORS[index % 6]} then {COLORS[index * 7 % 5]}?"},
-                {"role": "assistant", "content": COLORS[index * 7 % 5]},
-            ],
-        }
-        for index in range(count)
-    ]
+from tests.toys import color_examples
 
 
 @pytest.fixture(scope="session")

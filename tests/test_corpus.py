@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import color_examples
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.corpus import Corpus, build_corpus, open_corpus
 from cache_builder.data import Example
 from cache_builder.errors import CacheMismatchError, DataError, MissingError
 from cache_builder.text import encode
+from tests.toys import color_examples
 
 
 def build(folder: Path, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_length: int = 64) -> Corpus:

@@ -54,7 +54,7 @@ def test_id_task_answer_choices_and_group_are_kept() -> None:
     ],
 )
 def test_an_unknown_shape_is_refused_by_its_row(row: dict[str, Any], named: str) -> None:
-    with pytest.raises(DataError, match="train.jsonl, row 3") as refused:
+    with pytest.raises(DataError, match=r"train\.jsonl, row 3") as refused:
         normalize(row, "x-3", "train.jsonl, row 3")
     assert named in str(refused.value)
 

@@ -12,7 +12,8 @@
     …+aw                                                            σ(log L_S/L_T) of the sequence
     …+hard-aw                                                       0, ½ or 1 by the same weight
 
-`hard-aw` alone is `td+hard-aw`. Sources: SCD §5.2, AW §6, hard AW Fig. 2, CD §3 (arXiv 2601.10114); TAID arXiv 2501.16937.
+`hard-aw` alone is `td+hard-aw`. Sources: SCD §5.2, AW §6, hard AW Fig. 2, CD §3 of arXiv 2601.10114; TAID arXiv
+2501.16937.
 """
 
 from dataclasses import dataclass, replace

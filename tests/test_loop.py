@@ -1,0 +1,278 @@
+"""Training: resumed = uninterrupted, accumulated = whole, the right teacher in every batch, and no silent NaN."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cache_builder.build import build_cache, teacher_checkpoints
+from cache_builder.errors import CacheMismatchError, TrainingError
+from cache_builder.prepare import Prepared
+from cache_builder.reader import Cache, open_cache
+from tests.toys import load_toy, write_toy
+from trainer import distill as distilling
+from trainer.config import Experiment
+from trainer.distill import DistillTrainer, distill
+from trainer.loop import StageCallback
+from trainer.rows import CachedRows
+from trainer.sft import sft_student, sft_teacher
+from trainer.student_losses import write_student_losses
+
+DROPOUT = 0.1
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy experiment up to the students' losses; tests copy it."""
+    folder = tmp_path_factory.mktemp("toy")
+    experiment = load_toy(write_toy(folder, attention_dropout=DROPOUT))
+    prepared = Prepared(experiment)
+    sft_teacher(experiment, prepared)
+    build_cache(experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation)
+    sft_student(experiment, prepared)
+    write_student_losses(experiment, open_cache(experiment.cache_url), prepared.tokenizer.pad_token_id)
+    return folder
+
+
+@pytest.fixture
+def toy(built: Path, tmp_path: Path) -> Callable[..., tuple[Experiment, Cache, Prepared]]:
+    """Open the built experiment with other settings; its students go to a folder of the test's own."""
+
+    def open_toy(*overrides: str) -> tuple[Experiment, Cache, Prepared]:
+        output_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        output_dir.mkdir()
+        for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
+            (output_dir / name).symlink_to(built / "run" / name)
+        experiment = load_toy(built / "experiment.toml", f"run.output_dir='{output_dir}'", *overrides)
+        return experiment, open_cache(experiment.cache_url), Prepared(experiment)
+
+    return open_toy
+
+
+def weights(folder: Path, which: str = "last") -> dict[str, np.ndarray]:
+    return load_file(folder / which / "model.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for which in ("best", "last"):
+        for name, values in weights(one, which).items():
+            np.testing.assert_array_equal(values, weights(other, which)[name], err_msg=f"{which} {name}")
+    for file in ("plan.json", "stage.json"):
+        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
+    np.testing.assert_array_equal(
+        load_file(one / "losses.safetensors")["loss"], load_file(other / "losses.safetensors")["loss"]
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Die at the beginning of the step after `step`."""
+
+    def on_step_begin(self: StageCallback, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == step:
+            raise Stop
+
+    monkeypatch.setattr(StageCallback, "on_step_begin", on_step_begin)
+
+
+@pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, method: str, stopped_at: int
+) -> None:
+    quiet = distill(toy("distill.save_steps=6")[0], method, 0, *toy("distill.save_steps=6")[1:])
+    stopped = toy("distill.save_steps=6")
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped_at)
+        with pytest.raises(Stop):
+            distill(stopped[0], method, 0, *stopped[1:])
+    assert_same_bits(quiet, distill(stopped[0], method, 0, *stopped[1:]))
+
+
+def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: Any) -> None:
+    experiment, cache, prepared = toy()
+    folder = distill(experiment, "td", 0, cache, prepared)
+    assert json.loads((folder / "last" / "config.json").read_text())["attention_dropout"] == DROPOUT
+    with_dropout = weights(folder)
+    other = toy("distill.seeds=[5]")
+    assert any(
+        (with_dropout[name] != values).any() for name, values in weights(distill(other[0], "td", 5, *other[1:])).items()
+    )
+
+
+def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = distill(toy()[0], "td", 0, *toy()[1:])
+    experiment, cache, prepared = toy("distill.save_steps=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Stop):
+            distill(experiment, "td", 0, cache, prepared)
+    folder = experiment.output_dir / "distill" / "td" / "seed-0"
+    newest = folder / "checkpoint-8"
+    (newest / "progress.json").unlink()
+    (newest / "model.safetensors").write_bytes(b"half")
+    assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
+
+
+def test_a_plan_is_reloaded_and_never_chosen_again(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, cache, prepared = toy("distill.save_steps=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Stop):
+            distill(experiment, "scd", 0, cache, prepared)
+    chosen: list[int] = []
+    choose = DistillTrainer.choose_teacher
+
+    def counting(self: DistillTrainer, stage: int) -> Any:
+        chosen.append(stage)
+        return choose(self, stage)
+
+    monkeypatch.setattr(DistillTrainer, "choose_teacher", counting)
+    distill(experiment, "scd", 0, cache, prepared)
+    assert chosen == [1, 2]
+
+
+def test_accumulated_micro_batches_give_the_whole_batchs_gradient(toy: Any) -> None:
+    """Pitfall 4; sequences of different lengths, so that dividing per micro-batch would show."""
+    runs = []
+    for micro in (8, 2):
+        experiment, cache, prepared = toy(
+            f"distill.per_device_train_batch_size={micro}", f"distill.gradient_accumulation_steps={8 // micro}"
+        )
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td+aw", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+
+
+def without_dropout(experiment: Experiment) -> None:
+    folder = experiment.output_dir / "student-init"
+    shutil.copytree(experiment.student.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    object.__setattr__(experiment, "student", experiment.student.model_copy(update={"model": str(folder)}))
+
+
+def test_loader_workers_change_nothing_and_every_batch_has_its_stages_teacher(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 15: a prefetched batch must not carry the teacher of the stage before."""
+    folders = []
+    compute_loss = DistillTrainer.compute_loss
+    checked = []
+
+    def checking(self: DistillTrainer, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        stage = self.state.global_step // self.steps_per_stage
+        expected = self.cache.read(self.cache.checkpoints[stage], inputs["rows_B"].tolist())
+        np.testing.assert_array_equal(inputs["targets"]["logp_MK"].numpy(), expected.logp)
+        checked.append(stage)
+        return compute_loss(self, model, inputs, *args, **options)
+
+    monkeypatch.setattr(DistillTrainer, "compute_loss", checking)
+    for workers in (0, 2):
+        experiment, cache, prepared = toy(f"distill.dataloader_num_workers={workers}")
+        folders.append(distill(experiment, "cd", 0, cache, prepared))
+    assert_same_bits(*folders)
+    assert set(checked) == {0, 1, 2}
+
+
+def test_the_optimizer_starts_afresh_and_the_learning_rate_again_at_each_stage(toy: Any) -> None:
+    experiment, cache, prepared = toy("distill.logging_steps=1")
+    folder = distill(experiment, "cd", 0, cache, prepared)
+    log = json.loads((folder / "log.json").read_text())
+    steps = json.loads((folder / "plan.json").read_text())["steps_per_stage"]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert len(rates) == 3 * steps
+    np.testing.assert_allclose(rates[:steps], rates[steps : 2 * steps])
+    np.testing.assert_allclose(rates[:steps], rates[2 * steps :])
+    assert max(rates) == pytest.approx(3e-3)
+
+
+def test_a_non_finite_loss_stops_training_and_names_the_examples(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, cache, prepared = toy()
+    getitems = CachedRows.__getitems__
+
+    def poisoned(self: CachedRows, items: Any) -> Any:
+        batch = getitems(self, items)
+        batch["targets"]["logp_MK"][0, 0] = torch.nan
+        return batch
+
+    monkeypatch.setattr(CachedRows, "__getitems__", poisoned)
+    with pytest.raises(TrainingError, match="'color-"):
+        distill(experiment, "td", 0, cache, prepared)
+
+
+def test_a_stage_made_with_other_settings_is_refused_by_their_name(toy: Any) -> None:
+    experiment, cache, prepared = toy()
+    distill(experiment, "sft", 0, cache, prepared)
+    changed = load_toy_like(experiment, "distill.learning_rate=1e-3")
+    with pytest.raises(CacheMismatchError, match="learning_rate"):
+        distill(changed, "sft", 0, cache, prepared)
+
+
+def load_toy_like(experiment: Experiment, override: str) -> Experiment:
+    values = experiment.model_dump()
+    section, _, rest = override.partition(".")
+    key, _, value = rest.partition("=")
+    values[section][key] = json.loads(value)
+    return Experiment.model_validate(values)
+
+
+def test_another_corpus_than_the_caches_is_refused_by_name(toy: Any) -> None:
+    experiment, cache, _ = toy()
+    elsewhere = experiment.model_copy(
+        update={
+            "text": experiment.text.model_copy(update={"max_length": 63}),
+            "run": experiment.run.model_copy(update={"output_dir": str(experiment.output_dir / "other")}),
+        }
+    )
+    (elsewhere.output_dir).mkdir()
+    (elsewhere.output_dir / "tokenizer").symlink_to((experiment.output_dir / "tokenizer").resolve())
+    examples_cut = Prepared(elsewhere)
+    examples_cut.train.fingerprint = "0" * 64
+    with pytest.raises(CacheMismatchError, match="corpus"):
+        distilling.check_cache(cache, examples_cut, elsewhere)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.toys import load_toy
+from cache_builder.prepare import Prepared
+from cache_builder.reader import open_cache
+from trainer.distill import distill
+experiment = load_toy(Path({config!r}), *{overrides!r})
+distill(experiment, "td+aw", 0, open_cache(experiment.cache_url), Prepared(experiment))
+"""
+
+
+def test_two_processes_give_the_weights_of_one(toy: Any, built: Path, tmp_path: Path) -> None:
+    experiment, cache, prepared = toy()
+    without_dropout(experiment)
+    alone = weights(distill(experiment, "td+aw", 0, cache, prepared))
+    both, _, _ = toy()
+    script = tmp_path / "two.py"
+    overrides = [
+        f"run.output_dir='{both.output_dir}'",
+        f"student.model='{experiment.student.model}'",
+        "distill.per_device_train_batch_size=4",
+        "distill.use_cpu=true",
+    ]
+    config = str(built / "experiment.toml")
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[1]), config=config, overrides=overrides))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, values in weights(both.output_dir / "distill" / "td+aw" / "seed-0").items():
+        np.testing.assert_allclose(values, alone[name], rtol=0, atol=2e-5, err_msg=name)

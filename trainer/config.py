@@ -1,0 +1,152 @@
+"""The whole experiment: what the cache's half reads, and the students, their training and their judgement.
+
+[sft.teacher] [sft.student]   fine-tuning          [distill]    methods and their training
+[student]                     the model            [tasks.*]    how answers are judged      [evaluate]
+"""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from transformers import TrainingArguments
+
+from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, Section
+from trainer.evaluate import EvaluateConfig
+from trainer.methods import get_method
+from trainer.tasks import TaskConfig
+
+OURS = {
+    "output_dir": "run.output_dir",
+    "seed": "run.seed or distill.seeds",
+    "data_seed": "run.seed or distill.seeds",
+    "max_steps": "the number of epochs",
+    "eval_strategy": "nothing: evaluation follows the epochs",
+    "save_strategy": "save_steps",
+    "remove_unused_columns": "nothing: it would drop the teacher's columns",
+    "logging_nan_inf_filter": "nothing: it would hide a non-finite loss",
+    "load_best_model_at_end": "nothing: best/ and last/ are both kept",
+    "dataloader_drop_last": "nothing: every batch is full",
+    "dataloader_persistent_workers": "nothing: a worker that outlives a stage would serve its teacher",
+}
+"""TrainingArguments that have one right value here → what to set instead."""
+
+
+class TrainingConfig(Section):
+    """Options by their TrainingArguments names; any other field of TrainingArguments may be given as well."""
+
+    model_config = ConfigDict(extra="allow")
+
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Sequences of one forward pass."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Forward passes per optimizer step; changes memory, never the gradient."""
+    lr_scheduler_type: str = "cosine"
+    """Shape of the learning rate; starts again at each stage of a distillation."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of the steps (of a stage's, in a distillation) during which the learning rate rises."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's β₁."""
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's β₂ (§7.1)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm."""
+    save_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints to resume from; unless given, at the end of each epoch (of each stage)."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between held-out losses; unless given, after each pass over the data."""
+    eval_batch_tokens: int = Field(8192, ge=1)
+    """Tokens, padding included, of one forward pass without gradients."""
+    logging_steps: int = Field(10, ge=1)
+    """Steps between entries of the log."""
+    report_to: list[str] = Field([])
+    """Where the log goes besides the run folder: "tensorboard", "wandb", …"""
+
+    @model_validator(mode="after")
+    def _training_arguments(self) -> Self:
+        fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+        hints = typing.get_type_hints(TrainingArguments)
+        for name, value in (self.model_extra or {}).items():
+            if name in OURS:
+                raise InvalidKeyError(name, f"not an option here; set {OURS[name]}")
+            if name not in fields:
+                near = difflib.get_close_matches(name, [*type(self).model_fields, *fields], 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InvalidKeyError(name, f"unknown key, neither ours nor a field of TrainingArguments{hint}")
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                raise InvalidKeyError(name, f"{error.errors()[0]['msg']}, got {value!r}") from None
+        return self
+
+    def result_options(self, *others: str) -> dict[str, Any]:
+        """Return the options that change what is trained, without `others` and those that only change how."""
+        return self.model_dump(exclude={"save_steps", "logging_steps", "report_to", "eval_batch_tokens", *others})
+
+    @property
+    def other_arguments(self) -> dict[str, Any]:
+        """The fields of TrainingArguments given beyond those named here."""
+        return dict(self.model_extra or {})
+
+
+class SftConfig(TrainingConfig):
+    num_train_epochs: int = Field(3, ge=1)
+    """Epochs of fine-tuning."""
+
+
+class SftPair(Section):
+    teacher: SftConfig = SftConfig()
+    """The teacher's fine-tuning; unused where `teacher.checkpoints` is a list."""
+    student: SftConfig = SftConfig()
+    """The student's fine-tuning: the baseline, and the L_S of adaptive weighting."""
+
+
+class DistillConfig(TrainingConfig):
+    methods: list[str] = Field(["sft", "td", "rkl", "taid", "cd", "scd", "td+aw", "scd+aw"], min_length=1)
+    """Which methods to train; trainer/methods.py has the table."""
+    seeds: list[int] = Field([0], min_length=1)
+    """One student per method and seed; a seed fixes row order, dropout and initialisation."""
+    epochs_per_stage: int = Field(2, ge=1)
+    """T: epochs that one checkpoint teaches; a run has as many stages as there are checkpoints."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the divergence where it is not adaptive; 1 − α goes to the cross-entropy."""
+    init: Literal["base", "sft"] = "base"
+    """Where a student starts: as given, or as the student SFT left it."""
+    best: str = "held_out"
+    """The best checkpoint: "held_out" (lowest held-out loss), "last", or a checkpoint's name."""
+    schedule_metric: Literal["kl", "risk"] = "kl"
+    """What SCD compares checkpoints by: §5.2's divergences on the probe, or §5.1's risks."""
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature of both sides of the divergence."""
+    hard_aw_delta: float = Field(0.1, ge=0, lt=0.5)
+    """Half-width of hard AW's undecided band."""
+    aw_sharpness: float = Field(1.0, ge=0)
+    """Exponent of the losses in AW: 0 weighs all alike, ∞ decides hard."""
+    taid_start: float = Field(0.4, ge=0, le=1)
+    """TAID's t at the first step."""
+    window_chunks: int = Field(256, ge=1)
+    """Chunks of the cache whose rows are shuffled together and kept in memory."""
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> Self:
+        for name in self.methods:
+            get_method(name)
+        for field, values in (("methods", self.methods), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field} has duplicates: {values}")
+        return self
+
+
+class Experiment(CacheExperiment):
+    """One TOML file."""
+
+    student: ModelConfig
+    sft: SftPair = SftPair()
+    distill: DistillConfig = DistillConfig()
+    tasks: dict[str, TaskConfig] = Field({})
+    evaluate: EvaluateConfig = EvaluateConfig()

@@ -1,0 +1,67 @@
+"""The whole way through, a stage at a time; what is complete is skipped, what was interrupted continues.
+
+prepare ─▶ sft teacher ─▶ cache build ─▶ sft student ─▶ losses ─▶ distill (method × seed) ─▶ evaluate ─▶ report
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from cache_builder.build import build_cache, teacher_checkpoints
+from cache_builder.errors import CacheIncompleteError
+from cache_builder.prepare import Prepared
+from cache_builder.reader import open_cache
+from trainer.config import Experiment
+from trainer.distill import distill
+from trainer.judge import evaluate_models
+from trainer.report import results_table, write_report
+from trainer.sft import sft_student, sft_teacher
+from trainer.student_losses import write_student_losses
+from trainer.tasks import resolve_tasks
+
+
+def run_experiment(experiment: Experiment, console: Console) -> Path:
+    """Do every stage and return the report's path."""
+    console.rule(f"{experiment.output_dir}: prepare")
+    prepared = Prepared(experiment)
+    resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
+    for line in describe_corpora(prepared):
+        console.print(line)
+    if isinstance(experiment.teacher.checkpoints, int):
+        console.rule("fine-tune the teacher")
+        sft_teacher(experiment, prepared)
+    console.rule("build the cache")
+    if not build_cache(
+        experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation
+    ):
+        raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
+    cache = open_cache(experiment.cache_url)
+    console.rule("fine-tune the student")
+    sft_student(experiment, prepared)
+    write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
+    for seed in experiment.distill.seeds:
+        for method in experiment.distill.methods:
+            console.rule(f"distill: {method}, seed {seed}")
+            distill(experiment, method, seed, cache, prepared)
+    console.rule("evaluate")
+    evaluate_models(experiment, prepared, cache, console)
+    console.rule("report")
+    report = write_report([experiment.output_dir], None)
+    console.print(results_table(experiment.output_dir))
+    console.print(f"report: {report}", soft_wrap=True)
+    return report
+
+
+def describe_corpora(prepared: Prepared) -> list[str]:
+    """Say how large the tokenised splits are, and what was cut or left out to make them fit."""
+    lines = []
+    for split, corpus in (("train", prepared.train), ("validation", prepared.validation)):
+        if corpus is None:
+            lines.append(f"{split}: none")
+            continue
+        counts = corpus.counts
+        sizes = ", ".join(f"{counts[what]:,} {what}" for what in ("sequences", "tokens", "positions"))
+        cut = f"{counts['truncated']:,} prompts truncated, {counts['dropped']:,} examples dropped as too long"
+        lines.append(f"{split}: {sizes}; {cut}")
+    lines.append(f"test: {len(prepared.examples['test']):,} examples; vocabulary: {len(prepared.tokenizer):,} tokens")
+    return lines
