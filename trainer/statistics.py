@@ -6,7 +6,6 @@ mcnemar             exact: of the rows that only one of the two got right, is th
 mean_and_std        over seeds
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,10 +22,7 @@ def interval(score: Callable[[np.ndarray], float], rows: int, samples: int, seed
 
 def mean_interval(scores: np.ndarray, samples: int, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of row scores; `interval` of a mean, at once."""
-    generator = np.random.default_rng(seed)
-    return _percentiles(
-        np.array([scores[generator.integers(len(scores), size=len(scores))].mean() for _ in range(samples)])
-    )
+    return _resampled_means(scores, samples, seed)[0]
 
 
 def paired_bootstrap(
@@ -44,7 +40,10 @@ def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
     only_one = int((np.asarray(correct, bool) & ~np.asarray(other, bool)).sum())
     only_other = int((~np.asarray(correct, bool) & np.asarray(other, bool)).sum())
     discordant, fewer = only_one + only_other, min(only_one, only_other)
-    tail = sum(math.comb(discordant, count) for count in range(fewer + 1))
+    tail = ways = 1
+    for count in range(1, fewer + 1):
+        ways = ways * (discordant - count + 1) // count
+        tail += ways
     return min(1.0, 2 * tail / 2**discordant)
 
 
