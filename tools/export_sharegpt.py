@@ -1,0 +1,65 @@
+"""Write an experiment's examples as ShareGPT conversations, one JSONL file per task, for other trainers.
+
+    python -m tools.export_sharegpt configs/snips.toml --output exported          exported/train/intent.jsonl, …
+
+    {"id": …, "conversations": [{"from": "system" | "human" | "gpt", "value": …}, …]}
+
+What is written reads back as `data.train` of a config with `source = "files"`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from cache_builder.config import load_experiment
+from cache_builder.data import Example, load_splits
+from cache_builder.errors import UserError
+from trainer.config import Experiment
+
+SENDERS = {"system": "system", "user": "human", "assistant": "gpt"}
+
+
+def conversation(example: Example) -> dict[str, object]:
+    """Return one ShareGPT record; the fields that judging an answer needs are kept beside it."""
+    record: dict[str, object] = {"id": example["id"], "task": example["task"]}
+    record["conversations"] = [
+        {"from": SENDERS[message["role"]], "value": message["content"]} for message in example["messages"]
+    ]
+    return record | {key: example[key] for key in ("answer", "choices", "group") if key in example}  # type: ignore[literal-required]
+
+
+def export(examples: Iterable[Example], folder: Path) -> dict[str, int]:
+    """Write `<folder>/<task>.jsonl` for each task and return how many rows each has."""
+    by_task: dict[str, list[str]] = {}
+    for example in examples:
+        by_task.setdefault(example["task"], []).append(json.dumps(conversation(example), ensure_ascii=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, lines in by_task.items():
+        part = folder / f"{task}.jsonl.part"
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        part.replace(folder / f"{task}.jsonl")
+    return {task: len(lines) for task, lines in by_task.items()}
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
+@click.option("--split", "splits", type=click.Choice(["train", "validation", "test"]), multiple=True, default=["train"])
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+def main(config: Path, output: Path, splits: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Export the examples of CONFIG."""
+    try:
+        experiment = load_experiment(Experiment, config, overrides)
+        examples = load_splits(experiment.data, experiment.run.seed)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    for split in splits:
+        for task, rows in export(examples[split], output / split).items():
+            click.echo(f"{output / split / task}.jsonl: {rows} rows")
+
+
+if __name__ == "__main__":
+    main()
