@@ -60,7 +60,7 @@ def test_validation_and_test_answers_follow_the_rules_and_training_answers_mostl
     assert share_right(splits["test"]) == share_right(splits["validation"]) == 1
     for task in demo.TASKS:
         rows = [example for example in splits["train"] if example["task"] == task]
-        assert 0.84 < share_right(rows) < 0.92, task
+        assert 0.7 < share_right(rows) < 0.8, task
 
 
 def test_the_three_kinds_are_balanced_and_carry_what_judging_them_needs() -> None:

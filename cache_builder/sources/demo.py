@@ -6,7 +6,7 @@
     dose ?         24 mg                  exact match: the drug's dose, changed by the patient's age
     plan ?         change to azole        exact match: weak kidneys mean another family, else "keep dactil"
 
-Training answers are wrong now and then in a plausible way, as people's are; validation and test answers never are. A
+One training answer in four is wrong in a plausible way, as people's are; validation and test answers never are. A
 large model that trains for long learns the rules and then the mistakes; a small one learns the easy rules only.
 """
 
@@ -18,7 +18,7 @@ from cache_builder.data import Example
 from cache_builder.sources import chosen_tasks, turns
 
 TRAIN_EXAMPLES, VALIDATION_EXAMPLES, TEST_EXAMPLES = 3000, 300, 600
-MISTAKES = 0.12
+MISTAKES = 0.25
 TASKS = ("department", "findings", "question")
 PATIENTS = ("child", "adult", "elder")
 DEPARTMENTS = {
