@@ -171,10 +171,11 @@ def log_of(method: str, generator: np.random.Generator) -> list[dict[str, Any]]:
         if method == "taid":
             entry["taid_t"] = 0.4 + 0.6 * step / 120
         if method.endswith("aw"):
-            entry |= {"aw_mean": 0.5 + 0.001 * step, "aw_p10": 0.3, "aw_p90": 0.8}
+            entry["teacher_weight"] = 0.5 + 0.001 * step
         log.append(entry)
         if step % 30 == 0:
             log.append({"step": step, "epoch": step / 30, "eval_loss": 2.0 * np.exp(-step / 70) + 0.1})
+    log.append({"step": 120, "epoch": 4.0, "train_runtime": 12.5, "train_steps_per_second": 9.6})
     return log
 
 

@@ -16,7 +16,7 @@ from cache_builder.errors import MissingError
 from trainer.report import number, results_table, slugify, write_report
 from trainer.run_reader import Evaluation, Run, TaskResult, read_run
 from trainer.subdomains import compare
-from trainer.summary import holm, paired_p_value, result_table
+from trainer.summary import difference, holm, result_table
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,16 @@ def test_the_teacher_is_never_the_best_student() -> None:
     assert [(row.label, row.cells["t"].best) for row in rows] == [("teacher SFT", False), ("student SFT", True)]
 
 
-def test_the_paired_test_agrees_with_the_exact_sign_test_and_knows_ties() -> None:
-    ones = {str(i): 1.0 for i in range(8)}
-    zeros = {str(i): 0.0 for i in range(8)}
-    assert paired_p_value(ones, zeros) == pytest.approx(2 / 2**8, abs=0.003)
-    assert paired_p_value(ones, ones) == 1.0
-    assert paired_p_value({"a": 1.0}, {"b": 1.0}) is None
+def test_a_difference_is_paired_by_row_and_knows_ties() -> None:
+    hard_rows = {str(i): float(i % 3 == 0) for i in range(60)}
+    slightly_better = {**hard_rows, **{str(i): 1.0 for i in range(1, 30, 3)}}
+    found = difference(slightly_better, hard_rows)
+    assert found is not None
+    ahead, low, high, p_value = found
+    assert ahead == pytest.approx(10 / 60) and low > 0 and high < 0.3 and p_value < 0.01
+    tied = difference(hard_rows, hard_rows)
+    assert tied is not None and tied[0] == 0 and tied[3] == 1.0
+    assert difference({"a": 1.0}, {"b": 1.0}) is None
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_never_reorders() -> None:

@@ -99,6 +99,7 @@ def grid_of(
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of `count` panels in at most `columns` columns (one on a phone) and return the panels in order."""
     columns = 1 if is_narrow(width_inches) else min(columns, count)
+    panel_height *= 0.85 if is_narrow(width_inches) else 1
     rows = -(-count // columns)
     figure = Figure(figsize=(width_inches, panel_height * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]

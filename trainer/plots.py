@@ -246,7 +246,8 @@ def curves(logs: Mapping[str, list[dict[str, Any]]], quantities: Mapping[str, st
         panel.set_xlabel("optimizer step")
         panel.set_ylabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        panel.legend(fontsize="small", ncols=2)
+    lines = {str(line.get_label()): line for panel in panels for line in panel.get_lines()}
+    figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=3 if is_narrow(width) else 6)
     return figure
 
 

@@ -16,17 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
 from cache_builder.errors import MissingError
 from trainer.report_overview import report_of
-from trainer.report_parts import DataTable, RunReport
+from trainer.report_parts import DataTable
 from trainer.run_reader import read_run
 from trainer.summary import Cell, ResultTable, result_table
 
 SHOWN_ROWS = 200
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Path:
@@ -54,7 +55,7 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
         for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
             write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
     page = output_dir / "index.html"
-    _write_bytes(page, render_page(reports).encode())
+    write_page(page, "report.html.jinja", reports=reports, shown_rows=SHOWN_ROWS)
     return page
 
 
@@ -83,25 +84,24 @@ def results_table(run_dir: Path) -> Table:
     return table
 
 
-def render_page(reports: Sequence[RunReport]) -> str:
-    """Return the page's HTML."""
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Render a template with the pages' style and script, and write it whole or not at all."""
     environment = Environment(
-        loader=PackageLoader("trainer", "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "points": points, "count": _count}
-    loader = environment.loader
-    assert loader is not None
-    script = loader.get_source(environment, "report.js")[0]
-    style = loader.get_source(environment, "report.css")[0]
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page: str = environment.get_template("report.html.jinja").render(
-        reports=reports, script=script, style=style, script_hash=script_hash, shown_rows=SHOWN_ROWS
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    page = environment.get_template(template).render(
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
     )
-    return page
+    _write_bytes(path, page.encode())
 
 
 def write_csv(path: Path, table: DataTable) -> None:

@@ -65,18 +65,18 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     for model, label in LABELS.items():
         evaluation = run.evaluation(model)
         if evaluation and evaluation.parameters:
-            facts.append((label.split()[0], f"{_count(evaluation.parameters)} parameters"))
+            facts.append((f"{label.split()[0]}, parameters", _count(evaluation.parameters)))
     if run.cache:
-        facts.append(("training set", f"{run.cache.n_sequences:,} sequences"))
+        facts.append(("training sequences", f"{run.cache.n_sequences:,}"))
         facts.append(("positions", f"{run.cache.n_positions:,}"))
         facts.append(("checkpoints", str(len(run.cache.checkpoints))))
         if run.cache.checkpoints:
             per_position = np.mean(list(run.cache.bytes.values())) / run.cache.n_positions
-            facts.append(("cache", f"{per_position:.1f} bytes per position and checkpoint"))
-    counts = run.corpus_counts
-    if counts:
-        facts.append(("cut to fit", f"{counts.get('truncated', 0):,} sequences, {counts.get('dropped', 0):,} dropped"))
-    seeds = sorted({d.seed for d in run.distilled})
+            facts.append(("cache, bytes per position", f"{per_position:.1f}"))
+    if run.corpus_counts:
+        facts.append(("sequences cut to fit", f"{run.corpus_counts.get('truncated', 0):,}"))
+        facts.append(("sequences dropped", f"{run.corpus_counts.get('dropped', 0):,}"))
+    seeds = {d.seed for d in run.distilled}
     if seeds:
         facts.append(("methods × seeds", f"{len(run.methods())} × {len(seeds)}"))
     return facts

@@ -9,7 +9,7 @@ from trainer.run_reader import Distilled, Run
 TRAINING_QUANTITIES = {
     "learning_rate": "learning rate, no unit",
     "grad_norm": "gradient norm, no unit",
-    "aw_mean": "mean weight w, no unit",
+    "teacher_weight": "mean weight w, no unit",
     "taid_t": "TAID's t, no unit",
     "kl": "divergence, nats per position",
     "ce": "cross-entropy, nats per position",
@@ -54,7 +54,13 @@ def training_section(run: Run) -> Section:
     keys = list(dict.fromkeys(key for d in logged for entry in d.log for key in entry))
     rows = [[d.method, d.seed, *(entry.get(key) for key in keys)] for d in logged for entry in d.log]
     table = DataTable("training_log", "The training log", ["method", "seed", *keys], rows, shown=False)
-    return extended(section, *figures, tables=[table])
+    times = [
+        [d.method, d.seed, last.get("step"), last["train_runtime"], last.get("train_steps_per_second")]
+        for d in logged
+        if (last := next((entry for entry in reversed(d.log) if "train_runtime" in entry), None))
+    ]
+    columns = ["method", "seed", "steps", "training, seconds", "steps per second"]
+    return extended(section, *figures, tables=[DataTable("times", "Time of each training", columns, times), table])
 
 
 def cache_section(run: Run) -> Section:

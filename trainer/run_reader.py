@@ -11,6 +11,7 @@ Only files are read: no model is loaded and nothing is recomputed. A part that i
 """
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -202,17 +203,24 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         missing.append(f"{path.relative_to(root.parent)} cannot be used: {error!r}")
         return None
-    seed = values.get("seed")
+    model = path.parent.relative_to(root).as_posix()
+    method, seed, which = _model_parts(model)
     return Evaluation(
-        model=path.parent.relative_to(root).as_posix(),
-        method=values.get("method"),
-        seed=None if seed is None else int(seed),
-        which=values.get("which"),
+        model=model,
+        method=method,
+        seed=seed,
+        which=which,
         parameters=values.get("parameters"),
         tokens_per_second=values.get("tokens_per_second"),
         tasks=tasks,
         scores=_read_scores(path.parent / "predictions.jsonl", missing),
     )
+
+
+def _model_parts(model: str) -> tuple[str | None, int | None, str | None]:
+    """Split `<method>/seed-<s>/<which>`; the teacher and the student SFT model have no parts."""
+    match = re.fullmatch(r"([^/]+)/seed-(\d+)/([^/]+)", model)
+    return (match[1], int(match[2]), match[3]) if match else (None, None, None)
 
 
 def _read_scores(path: Path, missing: list[str]) -> dict[str, dict[str, float]]:

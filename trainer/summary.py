@@ -5,7 +5,7 @@
            [low, high]                        95 % interval over test rows, its ends averaged over seeds
            ▲ / ▼                              above / below the teacher, p < 0.05 after Holm's correction per task
 
-The test is paired by test row: the row's score averaged over seeds, minus the teacher's, with random sign flips.
+The test is a bootstrap paired by test row: each row's score averaged over seeds, minus the teacher's.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from trainer.run_reader import STUDENT_SFT, TEACHER, Evaluation, Run
+from trainer.statistics import mean_and_std, paired_bootstrap
 
-SIGN_FLIPS = 10_000
+BOOTSTRAP_SAMPLES = 4000
 SIGNIFICANCE = 0.05
 LABELS = {TEACHER: "teacher SFT", STUDENT_SFT: "student SFT"}
 
@@ -31,6 +32,10 @@ class Cell:
     rows: int
     unparsable: int
     best: bool = False
+    ahead: float | None = None
+    """Mean of the row scores minus the teacher's, with its 95 % interval."""
+    ahead_low: float | None = None
+    ahead_high: float | None = None
     p_value: float | None = None
     mark: str = ""
 
@@ -89,22 +94,13 @@ def result_table(run: Run, which: str = "best") -> ResultTable:
     return ResultTable(tasks, _with_best(rows, tasks))
 
 
-def paired_p_value(student: dict[str, float], teacher: dict[str, float]) -> float | None:
-    """Return the two-sided p-value that two models score alike on the rows both have, by random sign flips."""
+def difference(student: dict[str, float], teacher: dict[str, float]) -> tuple[float, float, float, float] | None:
+    """Return mean student − teacher on the rows both have, its 95 % interval and its two-sided p-value."""
     ids = sorted(student.keys() & teacher.keys())
     if not ids:
         return None
-    difference_n = np.array([student[i] - teacher[i] for i in ids])
-    difference_n = difference_n[difference_n != 0]
-    if not len(difference_n):
-        return 1.0
-    generator = np.random.default_rng(0)
-    observed = abs(difference_n.sum())
-    extreme = 0
-    for _ in range(10):
-        signs = generator.integers(0, 2, size=(SIGN_FLIPS // 10, len(difference_n)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ difference_n) >= observed - 1e-12).sum())
-    return (extreme + 1) / (SIGN_FLIPS + 1)
+    ours, theirs = (np.array([scores[i] for i in ids]) for scores in (student, teacher))
+    return paired_bootstrap(ours, theirs, BOOTSTRAP_SAMPLES)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -146,10 +142,10 @@ def _cell(evaluations: Sequence[Evaluation], task: str) -> Cell | None:
     results = [e.tasks[task] for e in evaluations if task in e.tasks and e.tasks[task].rows]
     if not results:
         return None
-    values = [result.value for result in results]
+    mean, std = mean_and_std([result.value for result in results])
     return Cell(
-        mean=float(np.mean(values)),
-        std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        mean=mean,
+        std=std,
         low=float(np.mean([result.low for result in results])),
         high=float(np.mean([result.high for result in results])),
         rows=results[0].rows,
@@ -164,19 +160,18 @@ def _with_significance(
     if teacher is None:
         return rows
     for task in tasks:
-        tested: dict[int, float] = {}
+        tested: dict[int, tuple[float, float, float, float]] = {}
         for index, (_, kind, evaluations) in enumerate(groups):
             if kind != "teacher" and task in rows[index].cells:
-                p_value = paired_p_value(mean_scores(evaluations, task), teacher.scores.get(task, {}))
-                if p_value is not None:
-                    tested[index] = p_value
-        for index, p_value in zip(tested, holm(list(tested.values())), strict=True):
-            cell = rows[index].cells[task]
-            ours, theirs = mean_scores(groups[index][2], task), teacher.scores[task]
-            shared = ours.keys() & theirs.keys()
-            ahead = sum(ours[i] - theirs[i] for i in shared) > 0
-            mark = ("above" if ahead else "below") if p_value < SIGNIFICANCE else ""
-            rows[index].cells[task] = replace(cell, p_value=p_value, mark=mark)
+                found = difference(mean_scores(evaluations, task), teacher.scores.get(task, {}))
+                if found is not None:
+                    tested[index] = found
+        corrected = holm([p_value for *_, p_value in tested.values()])
+        for (index, (ahead, low, high, _)), p_value in zip(tested.items(), corrected, strict=True):
+            mark = ("above" if ahead > 0 else "below") if p_value < SIGNIFICANCE else ""
+            rows[index].cells[task] = replace(
+                rows[index].cells[task], ahead=ahead, ahead_low=low, ahead_high=high, p_value=p_value, mark=mark
+            )
     return rows
 
 
