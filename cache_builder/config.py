@@ -40,9 +40,29 @@ class RunConfig(Section):
     """Seeds the data's generator and splits, model initialisation, row order and dropout."""
 
 
+class RowsConfig(Section):
+    """A task made from the rows of a table: `{column}` in a text stands for what the row has there."""
+
+    train: str | None = None
+    """A JSONL, CSV or Parquet file (or a pattern), or a hub id, `owner/name[@revision][:split]`."""
+    validation: str | None = None
+    """As `train`; where no task has one, `data.validation_fraction` of the training examples is held out."""
+    test: str | None = None
+    """As `train`."""
+    prompt: str
+    """What is asked, such as "Note: {note}\\nDepartment?"."""
+    answer: str
+    """The right answer, such as "{department}"; a column alone may hold a list, of entities."""
+    system: str | None = None
+    """The system message, where there is one."""
+    choices: list[str] | None = Field(None, min_length=2)
+    """What the answer is chosen from; for lettered options, their texts."""
+
+
 class DataConfig(Section):
-    source: Literal["files", "demo", "pubmedqa", "jmed-llm", "clinc150", "snips"] = "files"
-    """Where examples come from: the files named below, the built-in demo, or a known benchmark's folder."""
+    source: Literal["files", "rows", "demo", "pubmedqa", "jmed-llm", "clinc150", "snips"] = "files"
+    """Where examples come from: the files named below, the tables under `data.rows`, the built-in demo, or a known
+    benchmark's folder."""
     path: str | None = None
     """Folder of a benchmark; `$NAME` is replaced from the environment."""
     tasks: list[str] | None = None
@@ -57,6 +77,8 @@ class DataConfig(Section):
     """As `train`; judged once, at the end, and never used for a choice."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training examples held out where no validation set is given; 0 holds out none."""
+    rows: dict[str, RowsConfig] = {}
+    """For `rows`: a section `[data.rows.NAME]` for each task."""
     train_examples: int | None = Field(None, gt=0)
     """Use only this many training examples (the demo: generate this many)."""
     test_examples: int | None = Field(None, gt=0)

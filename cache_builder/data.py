@@ -20,6 +20,7 @@ from cache_builder.errors import DataError, MissingError
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SOURCES = {
+    "rows": "cache_builder.sources.rows",
     "demo": "cache_builder.sources.demo",
     "pubmedqa": "cache_builder.sources.pubmedqa",
     "jmed-llm": "cache_builder.sources.jmed_llm",
@@ -155,28 +156,34 @@ def _load_files(config: DataConfig) -> dict[str, Split]:
     limits = {"train": config.train_examples, "validation": None, "test": config.test_examples}
     for split, limit in limits.items():
         location = getattr(config, split)
-        rows: Split = FileRows(_open(expand(location), split), split) if location else []
+        rows: Split = FileRows(open_table(expand(location), f"data.{split}", split), split) if location else []
         splits[split] = rows[:limit] if limit is not None else rows
     return splits
 
 
-def _open(location: str, split: str) -> Any:
+def open_table(location: str, setting: str, split: str) -> Any:
+    """Open a JSONL, CSV or Parquet file, a pattern of them, or a hub data set as rows; `setting` names it in errors.
+
+    Raises:
+        MissingError: there is no such file.
+        DataError: it cannot be read.
+    """
     import datasets
 
     suffix = Path(location).suffix
     if suffix in LOADERS:
         sizes = [path.stat().st_size for path in _matches(location)]
         if not sizes:
-            raise MissingError(f"data.{split} {location}: no such file")
+            raise MissingError(f"{setting} {location}: no such file")
         if not any(sizes):
-            raise DataError(f"data.{split} {location} is empty; at least one example is needed")
+            raise DataError(f"{setting} {location} is empty; at least one example is needed")
         try:
             return datasets.load_dataset(LOADERS[suffix], data_files=location, split="train")
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
             cause = error.__cause__ or error
-            raise DataError(f"data.{split} {location} could not be read as {LOADERS[suffix]}: {cause}") from error
+            raise DataError(f"{setting} {location} could not be read as {LOADERS[suffix]}: {cause}") from error
     if Path(location).is_absolute() or location.startswith(".") or location.count("/") > 1:
-        raise MissingError(f"data.{split} {location}: expected a .jsonl, .json, .csv or .parquet file, or a hub id")
+        raise MissingError(f"{setting} {location}: expected a .jsonl, .json, .csv or .parquet file, or a hub id")
     name, _, hub_split = location.partition(":")
     name, _, revision = name.partition("@")
     return datasets.load_dataset(name, revision=revision or None, split=hub_split or split)
