@@ -24,7 +24,7 @@ from cache_builder.errors import ConfigError, ModelError
 from cache_builder.head import Head, compute_weight, hidden_states_at, project, verify_head
 
 BLOCK = 64
-_CACHED_LOGITS = 2**22
+_CACHED_LOGITS = 2**20
 _LOWEST = -1e30
 """Stands for −inf where 0 · (−inf) would be NaN: its exp is 0, and 0 times it is 0."""
 
@@ -186,7 +186,7 @@ def sequence_losses(batch: Batch, gold: np.ndarray) -> np.ndarray:
 def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of positions, logits [C, W]) for each position once; the padding columns hold −1e30.
 
-    The matmul wants many rows at a time, what follows it few enough to stay in a CPU's cache, so there the yielded
+    The matmul wants many rows at a time, what follows it few enough to stay in a CPU's caches, so there the yielded
     slices are parts of a chunk. The buffer is used again. Without positions one empty slice keeps the results' shapes.
     """
     on_cpu = hidden_MD.device.type == "cpu"
@@ -194,7 +194,7 @@ def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None
     weight_VD = compute_weight(head)
     width = -(-head.vocab_size // BLOCK) * BLOCK
     positions = len(hidden_MD)
-    yielded = max(1, _CACHED_LOGITS // width) if on_cpu else chunk_positions
+    yielded = max(1, _CACHED_LOGITS * torch.get_num_threads() // width) if on_cpu else chunk_positions
     dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     buffer_CW = torch.empty(min(chunk_positions, positions), width, dtype=dtype, device=hidden_MD.device)
     if positions == 0:
@@ -250,23 +250,21 @@ def _top(z_CW: Tensor, vocab_size: int, count: int) -> tuple[Tensor, Tensor]:
     """
     blocks_CNB = z_CW.unflatten(1, (-1, BLOCK))
     if count * BLOCK < vocab_size:
-        best_Cn = _order_keys(blocks_CNB.amax(2)).topk(count, dim=1).indices
+        maxima_CN = blocks_CNB.amax(2)
+        best_Cn = _order_keys(maxima_CN, torch.arange(maxima_CN.shape[1], device=z_CW.device)).topk(count).indices
         ids_CX = (best_Cn[:, :, None] * BLOCK + torch.arange(BLOCK, device=z_CW.device)).flatten(1)
         values_CX = z_CW.gather(1, ids_CX)
     else:
         values_CX = z_CW[:, :vocab_size]
         ids_CX = torch.arange(vocab_size, device=z_CW.device).expand_as(values_CX)
-    winners_CK = _order_keys(values_CX, ids_CX).topk(count, dim=1).indices
+    winners_CK = _order_keys(values_CX, ids_CX).topk(count).indices
     return ids_CX.gather(1, winners_CK), values_CX.gather(1, winners_CK)
 
 
-def _order_keys(values_CX: Tensor, ids_CX: Tensor | None = None) -> Tensor:
+def _order_keys(values_CX: Tensor, ids_CX: Tensor) -> Tensor:
     """Map (value, id) to distinct int64 keys that are larger for a larger value, and for a smaller id among equals."""
-    if ids_CX is None:
-        ids_CX = torch.arange(values_CX.shape[1], device=values_CX.device)
     bits_CX = (values_CX.float() + 0.0).view(torch.int32)  # + 0.0 makes −0 and +0 equal
-    bits_CX = torch.where(bits_CX < 0, bits_CX ^ 0x7FFFFFFF, bits_CX)
-    return (bits_CX.long() << 32) + (0xFFFFFFFF - ids_CX)
+    return ((bits_CX ^ ((bits_CX >> 31) & 0x7FFFFFFF)).long() << 32) - ids_CX
 
 
 def _draw_tail(rest_CW: Tensor, logp_CO: Tensor, ids_CK: Tensor, uniforms_CS: Tensor, whole: bool) -> Tensor:

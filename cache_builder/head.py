@@ -36,6 +36,7 @@ multiplies in another, so a name alone decides nothing."""
 
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 _HALF = (torch.bfloat16, torch.float16)
+_MM_WIDENS = torch.version.cuda is not None and tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
 _VERIFY_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _verified: WeakSet[nn.Module] = WeakSet()
 
@@ -144,9 +145,14 @@ def compute_weight(head: Head) -> Tensor:
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply two matrices of one dtype; the result is float32 (float64 for float64), whatever that dtype."""
+    """Multiply two matrices of one dtype; the result is float32 (float64 for float64), whatever that dtype.
+
+    Half-precision inputs are multiplied as they are where torch can return float32 from them, else widened first.
+    """
     if left.dtype not in _HALF:
         return torch.mm(left, right, out=out)
+    if not _MM_WIDENS:
+        return torch.mm(left.float(), right.float(), out=out)
     product = torch.mm(left, right, out_dtype=torch.float32)
     return product if out is None else out.copy_(product)
 

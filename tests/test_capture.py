@@ -33,7 +33,7 @@ from cache_builder import capture as capture_module
 from cache_builder.batches import Batch, collate
 from cache_builder.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
 from cache_builder.errors import ConfigError, ModelError
-from cache_builder.head import Head, hidden_states_at, project, read_head, verify_head
+from cache_builder.head import Head, hidden_states_at, matmul, project, read_head, verify_head
 from cache_builder.targets import tail_uniforms
 from trainer.losses import distillation_loss
 
@@ -451,3 +451,11 @@ def test_project_into_a_buffer_is_the_same_as_without_one():
     project(hidden, head, out=buffer[:, :8])
     torch.testing.assert_close(buffer[:, :8], project(hidden, head), rtol=0, atol=0)
     torch.testing.assert_close(buffer[:, :8], 2 * (hidden @ head.weight_VD[:8].T + head.bias_V[:8]))
+
+
+def test_a_matmul_of_half_precision_matrices_is_not_rounded_to_half_precision():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(5, 5, generator=generator).bfloat16() for _ in range(2))
+    product = matmul(left, right)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product.double(), left.double() @ right.double())

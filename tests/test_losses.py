@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cache_builder import head as head_module
 from cache_builder.head import Head
 from cache_builder.targets import SparseTargets
+from trainer import losses
 from trainer.losses import distillation_loss
 
 VOCABULARY, ROWS, HIDDEN, POSITIONS = 23, 25, 6, 7
@@ -352,6 +354,39 @@ def test_half_precision_inputs_are_computed_in_float32(dtype):
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), expected_grad.double(), rtol=rounding, atol=1e-6)
+
+
+def test_a_loss_scaler_brings_float16_gradients_into_range():
+    """The gradients are made in the forward pass, before the scaler's factor is known."""
+    problem = make_problem(dtype=torch.float16)
+    problem.kl_weight, problem.ce_weight = problem.kl_weight * 1e-7, problem.ce_weight * 1e-7
+    expected = torch.autograd.grad(reference(problem, "forward_kl", None)[0] * 65536, problem.hidden)[0]
+    scaled = torch.autograd.grad(fused(problem).loss * 65536, problem.hidden)[0]
+    torch.testing.assert_close(scaled, expected, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("divergence", "t"), CASES)
+def test_the_path_of_a_gpu_with_bfloat16_is_right_to_its_rounding(monkeypatch, divergence, t):
+    """A CPU has no matmul from bfloat16 to float32, so here it is emulated; the branches around it are the GPU's."""
+
+    def emulated(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+        assert left.dtype == right.dtype == torch.bfloat16
+        product = left.float() @ right.float()
+        return product if out is None else out.copy_(product)
+
+    problem = make_problem(dtype=torch.bfloat16)
+    expected, kl_M, _ = reference(problem, divergence, t)
+    expected_grads = torch.autograd.grad(expected, [problem.hidden, problem.weight])
+    monkeypatch.setattr(losses, "compute_weight", lambda head: head.weight_VD.detach()[: head.vocab_size])
+    monkeypatch.setattr(losses, "matmul", emulated)
+    monkeypatch.setattr(head_module, "matmul", emulated)
+    output = fused(problem, divergence, t, chunk_positions=3)
+    torch.testing.assert_close(output.kl_M.double(), kl_M.detach(), rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert grad.dtype == torch.bfloat16
+        error = (grad.double() - expected_grad.double()).norm() / max(expected_grad.double().norm(), 1e-3)
+        assert error < 2 * torch.finfo(torch.bfloat16).eps
 
 
 def test_autocast_does_not_change_the_arithmetic():

@@ -100,6 +100,8 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_grad = [needed and with_grad for needed in ctx.needs_input_grad[:3]]
         compute_VD = compute_weight(head)
+        if compute_VD.dtype == torch.float16:  # one logit's gradient, a weight of 1/N times q, is below its range
+            compute_VD = compute_VD.float()
         device_type = compute_VD.device.type
         real = torch.float64 if compute_VD.dtype == torch.float64 else torch.float32
         positions = len(hidden_MD)
@@ -145,9 +147,10 @@ class _FusedLoss(torch.autograd.Function):
                     grad_bias_V[: head.vocab_size] += z_CV.sum(0, dtype=real)
             loss = (kl_weight_M * kl_M).sum() + (ce_weight_M * ce_M).sum()
         ctx.grads = [
-            None if grad is None or value is None else grad.to(value.dtype)
+            grad if grad is None or value is None or value.dtype == torch.float16 else grad.to(value.dtype)
             for grad, value in ((grad_hidden_MD, hidden_MD), (grad_weight_VD, weight_VD), (grad_bias_V, bias_V))
         ]
+        ctx.dtypes = [None if value is None else value.dtype for value in (hidden_MD, weight_VD, bias_V)]
         ctx.mark_non_differentiable(kl_M, ce_M)
         return loss, kl_M, ce_M
 
@@ -159,6 +162,8 @@ class _FusedLoss(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:  # reading it on a GPU would wait for the GPU
             grads = [None if grad is None else grad.mul_(grad_loss.to(grad.dtype)) for grad in grads]
+        # float16 is only cast to now: the loss scaler's factor is what brings the gradients into its range
+        grads = [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None, None, None)
 
 
