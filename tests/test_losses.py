@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cache_builder import head as head_module
 from cache_builder.head import Head
@@ -408,6 +409,64 @@ def test_the_error_in_float32_is_no_larger_than_the_ordinary_path_s():
     ordinary = torch.nn.functional.kl_div(logq, problem.teacher.float(), log_target=True, reduction="none").sum(1)
     theirs = torch.autograd.grad((problem.kl_weight.float() * ordinary).sum(), problem.hidden)[0]
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+
+
+@pytest.mark.parametrize(("divergence", "t"), CASES)
+def test_positions_without_weight_add_nothing_and_parts_of_a_batch_add_up(divergence, t):
+    """So gradient accumulation and data parallelism give the gradient of the whole batch."""
+    problem = make_problem()
+    whole = torch.autograd.grad(fused(problem, divergence, t).loss, problem.weight)[0]
+    kl_weight, ce_weight = problem.kl_weight, problem.ce_weight
+    total = torch.zeros_like(whole)
+    for part in (slice(0, 2), slice(2, POSITIONS)):
+        chosen = torch.zeros(POSITIONS, dtype=torch.float64)
+        chosen[part] = 1.0
+        problem.kl_weight, problem.ce_weight = kl_weight * chosen, ce_weight * chosen
+        grad_hidden, grad_weight = torch.autograd.grad(
+            fused(problem, divergence, t).loss, [problem.hidden, problem.weight]
+        )
+        assert (grad_hidden[chosen == 0] == 0).all()
+        total += grad_weight
+    torch.testing.assert_close(total, whole)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize(("divergence", "t"), CASES)
+def test_nothing_larger_than_a_chunk_of_logits_or_the_head_is_ever_made(divergence, t):
+    generator = torch.Generator().manual_seed(0)
+    positions, vocabulary, chunk = 96, 500, 8
+    hidden = torch.randn(positions, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, 4, generator=generator, requires_grad=True)
+    teacher = torch.log_softmax(torch.randn(positions, vocabulary, generator=generator), 1)
+    targets = sparse(teacher, 5, 2, generator)
+    gold, ones = torch.zeros(positions, dtype=torch.int64), torch.ones(positions)
+    with LargestTensor() as largest:
+        distillation_loss(
+            hidden,
+            Head(weight, None, vocabulary),
+            targets,
+            gold,
+            ones,
+            ones,
+            divergence=divergence,
+            taid_t=t,
+            chunk_positions=chunk,
+        ).loss.backward()
+    assert largest.elements == chunk * vocabulary  # 4,000, twice the head's 2,000; [positions, vocabulary] is 48,000
 
 
 def test_a_t_without_taid_is_refused():
