@@ -106,6 +106,17 @@ def bucket_kl(logp_a_MK: Tensor, log_tail_a_M: Tensor, logp_b_MK: Tensor, log_ta
     return _kl(outcomes(logp_a_MK, log_tail_a_M), outcomes(logp_b_MK, log_tail_b_M))
 
 
+def retained_mass_at_least(logp_MK: Tensor, log_tail_M: Tensor, vocab_size: int, temperature: float) -> Tensor:
+    """Bound from below [M] the mass that the support would hold if the whole distribution were tempered; T ≥ 1.
+
+    A tail of mass P over n tokens holds most at temperature T when it is spread evenly: n^(1 − 1/T) · P^(1/T).
+    """
+    outside_M = vocab_size - (logp_MK > -torch.inf).sum(1)
+    log_tail_at_most_M = outside_M.log() * (1 - 1 / temperature) + log_tail_M / temperature
+    log_support_M = (logp_MK / temperature).logsumexp(1)
+    return torch.where(outside_M == 0, 1.0, torch.sigmoid(log_support_M - log_tail_at_most_M))
+
+
 def tail_uniforms(seed: int, checkpoint: str, positions: np.ndarray, samples: int) -> np.ndarray:
     """Return uniforms [M, S] in (0, 1), float64: a pure function of (seed, checkpoint, global position, sample).
 

@@ -10,6 +10,7 @@ from cache_builder.targets import (
     bucket_kl,
     forward_kl,
     outcomes,
+    retained_mass_at_least,
     reverse_kl,
     taid,
     tail_uniforms,
@@ -86,6 +87,21 @@ def test_temper_raises_probabilities_to_the_power_of_one_over_t():
     powered = logp.exp() ** 0.5
     torch.testing.assert_close(temper(logp, 2.0).exp(), powered / powered.sum(1, keepdim=True))
     assert temper(logp, 1.0) is logp
+
+
+def test_the_retained_mass_at_a_temperature_is_bounded_from_below_and_tightly():
+    dense = random_outcomes(0, slots=39)
+    values = dense.sort(1, descending=True).values
+    support, tail = values[:, :8], values[:, 8:]
+    for temperature in (1.0, 2.0, 4.0):
+        exact = torch.softmax(values / temperature, dim=1)[:, :8].sum(1)
+        bound = retained_mass_at_least(support, tail.logsumexp(1), 40, temperature)
+        assert (bound <= exact + 1e-12).all()
+        even = tail.logsumexp(1, keepdim=True).expand_as(tail) - np.log(32)
+        exact_even = torch.softmax(torch.cat([support, even], dim=1) / temperature, dim=1)[:, :8].sum(1)
+        torch.testing.assert_close(bound, exact_even)
+    nothing = torch.full((50,), -torch.inf, dtype=torch.float64)
+    assert (retained_mass_at_least(values, nothing, 40, 2.0) == 1).all()
 
 
 def test_empty_targets_have_one_outcome_that_is_certain():
