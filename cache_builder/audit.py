@@ -121,7 +121,7 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
             logp_CV = project(hidden_p[chunk], head_p).float().log_softmax(1)
             logq_CV = project(hidden_q[chunk], head_q).float().log_softmax(1)
             kl.append(_support_kl(logp_CV, targets, chunk))
-            cached_CV = _dense(targets, chunk, logq_CV)
+            cached_CV = dense_target(targets, chunk, logq_CV)
             full_loss -= float((logp_CV.exp() * logq_CV).sum())
             cached_loss -= float((cached_CV * logq_CV).sum())
             states = hidden_q[chunk].float()
@@ -155,8 +155,8 @@ def _support_kl(logp_CV: Tensor, targets: SparseTargets, chunk: slice) -> Tensor
     return bucket_kl(live_CK, live_tail_C, cached_CK, targets.log_tail_M[chunk])
 
 
-def _dense(targets: SparseTargets, chunk: slice, logq_CV: Tensor) -> Tensor:
-    """The distribution [C, V] that the student is trained towards: without samples its own tail, scaled to the mass."""
+def dense_target(targets: SparseTargets, chunk: slice, logq_CV: Tensor) -> Tensor:
+    """Return what a student is trained towards, [C, V]: without samples, its own tail scaled to the tail's mass."""
     ids_CK, tail_C1 = targets.ids_MK[chunk], targets.log_tail_M[chunk, None].exp()
     samples_CS = targets.samples_MS[chunk]
     if samples_CS.shape[1]:
