@@ -27,7 +27,7 @@ def conversation(example: Example) -> dict[str, object]:
     record["conversations"] = [
         {"from": SENDERS[message["role"]], "value": message["content"]} for message in example["messages"]
     ]
-    return record | {key: example[key] for key in ("answer", "choices", "group") if key in example}  # type: ignore[literal-required]
+    return record | {key: example[key] for key in ("answer", "choices", "group") if key in example}
 
 
 def export(examples: Iterable[Example], folder: Path) -> dict[str, int]:
