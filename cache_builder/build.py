@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder import format as names
 from cache_builder.config import CacheExperiment
 from cache_builder.corpus import Corpus
-from cache_builder.errors import CacheMismatchError, MissingError
+from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
 from cache_builder.format import (
     CorpusIdentity,
     Layout,
@@ -35,7 +35,8 @@ from cache_builder.format import (
 )
 from cache_builder.plan import Work, divide, probe_rows
 from cache_builder.progress import BuildProgress
-from cache_builder.reader import open_arrays
+from cache_builder.reader import open_arrays, open_cache
+from cache_builder.repair import take_back_damage
 from cache_builder.store import Store, open_store
 from cache_builder.teacher import Teacher, identify
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
@@ -51,6 +52,7 @@ def build_cache(
     *,
     part: tuple[int, int] = (0, 1),
     only: str | None = None,
+    repair: bool = False,
 ) -> bool:
     """Build one part of a cache; return whether every checkpoint asked for is complete now.
 
@@ -59,16 +61,26 @@ def build_cache(
         held_out: sequences for each checkpoint's held-out loss.
         part: (i, n): do the i-th of n equal shares.
         only: build this checkpoint alone.
+        repair: first verify every byte, and take back the units of damaged files; only as the one part (0, 1).
 
     Raises:
+        ConfigError: `repair` with more than one part.
+        CacheDamagedError: a file of what is complete is missing or has another size than was committed.
         CacheMismatchError: what is there was made from something else.
         CacheBusyError: another builder holds this part, or divides the work differently.
         CacheWriteError: a file could not be written; what was committed is safe.
         ModelError: a checkpoint's logits are not finite, or it does not fit the tokenizer.
     """
     build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, only)
+    if repair and part != (0, 1):
+        raise ConfigError("--repair works alone; give no --part")
     with build.store.hold(part):
-        return build.run(part)
+        if repair:
+            take_back_damage(build.store, build.manifest)
+        complete = build.run(part)
+    if complete:
+        open_cache(experiment.cache_url)
+    return complete
 
 
 def teacher_checkpoints(experiment: CacheExperiment) -> list[tuple[str, str]]:

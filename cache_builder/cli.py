@@ -26,9 +26,15 @@ def cache() -> None:
 @set_option
 @click.option("--part", "part_text", metavar="I/N", help="Do share I (from 0) of N; torchrun's RANK unless given.")
 @click.option("--checkpoint", metavar="NAME", help="Build only this checkpoint of teacher.checkpoints.")
+@click.option("--repair", is_flag=True, help="First verify every byte; build again what is damaged.")
 @click.pass_context
 def build(
-    context: click.Context, config: str, overrides: tuple[str, ...], part_text: str | None, checkpoint: str | None
+    context: click.Context,
+    config: str,
+    overrides: tuple[str, ...],
+    part_text: str | None,
+    checkpoint: str | None,
+    repair: bool,
 ) -> None:
     """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
     from cache_builder.build import build_cache, teacher_checkpoints
@@ -42,7 +48,14 @@ def build(
     with folder_lock(experiment.output_dir):
         prepared = Prepared(experiment)
     complete = build_cache(
-        experiment, prepared.train, prepared.tokenizer, checkpoints, prepared.validation, part=part, only=checkpoint
+        experiment,
+        prepared.train,
+        prepared.tokenizer,
+        checkpoints,
+        prepared.validation,
+        part=part,
+        only=checkpoint,
+        repair=repair,
     )
     state = "complete" if complete else "this part is done; other parts are not"
     click.echo(f"{experiment.cache_url}: {state}")
@@ -81,8 +94,8 @@ def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, .
     if verdict.damaged:
         raise CacheDamagedError(
             f"{len(verdict.damaged)} of {verdict.files} files of cache {url} are damaged:\n"
-            + "\n".join(f"  {line}" for line in verdict.damaged)
-            + "\nrestore them from a copy, or remove the checkpoint's folder and build it again"
+            + "\n".join(f"  {key}: {reason}" for key, reason in verdict.damaged.items())
+            + "\nrestore them from a copy, or `footsteps cache build CONFIG --repair` to build again what is damaged"
         )
     if verdict.incomplete:
         raise CacheIncompleteError(

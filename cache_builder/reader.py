@@ -12,13 +12,13 @@ Rows in any order; those whose positions share a chunk cost one read of it, as l
 in use. One `Cache` per thread or process; it can be pickled, and opened before a fork.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
 
 import numpy as np
 
 from cache_builder import format as names
+from cache_builder.cached_corpus import CachedCorpus
+from cache_builder.chunk_memory import ChunkMemory
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, MissingError
 from cache_builder.format import CheckpointGroup, CheckpointOrder, CorpusGroup, Ledger, Manifest, ProbeGroup
 from cache_builder.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
@@ -28,99 +28,6 @@ from cache_builder.store import Store, open_store
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 
 DEFAULT_MEMORY_BYTES = 512 << 20
-
-
-class ChunkMemory:
-    """The chunks read last, up to a number of bytes."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-
-    def chunk(self, array: ArrayReader, number: int) -> np.ndarray:
-        """Return a chunk of an array, from memory where it is held."""
-        key = (array.key, number)
-        if key in self._chunks:
-            self._chunks.move_to_end(key)
-            return self._chunks[key]
-        values = array.chunk(number)
-        self._chunks[key] = values
-        self.held_bytes += values.nbytes
-        while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
-            self.held_bytes -= self._chunks.popitem(last=False)[1].nbytes
-        return values
-
-    def gather(self, array: ArrayReader, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return the entries [start, end) of the last axis for every span, one after another."""
-        chunk_size = array.spec.chunk
-        total = sum(end - start for start, end in spans)
-        values = np.empty((*array.spec.shape[:-1], total), array.spec.numpy_dtype)
-        at = 0
-        for start, end in spans:
-            while start < end:
-                number, offset = divmod(start, chunk_size)
-                part = self.chunk(array, number)[..., offset : offset + end - start]
-                values[..., at : at + part.shape[-1]] = part
-                at += part.shape[-1]
-                start += part.shape[-1]
-        return values
-
-
-class CachedCorpus:
-    """The tokenised sequences inside a cache, by row.
-
-    `token_offsets` and `position_offsets` are i64 [n+1]: where each row's tokens and positions begin.
-    """
-
-    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, fingerprint: str) -> None:
-        self._arrays, self._memory = arrays, memory
-        self.fingerprint = fingerprint
-        self.token_offsets = arrays["token_offsets"].all()
-        self.position_offsets = arrays["position_offsets"].all()
-        self.sample_ids = SampleIds(arrays, memory)
-
-    def __len__(self) -> int:
-        return len(self.token_offsets) - 1
-
-    @property
-    def n_positions(self) -> int:
-        return int(self.position_offsets[-1])
-
-    def sequence_positions(self, row: int) -> int:
-        """Return how many positions a row has."""
-        return int(self.position_offsets[row + 1] - self.position_offsets[row])
-
-    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
-        span = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))]
-        tokens = self._memory.gather(self._arrays["tokens"], span)
-        return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
-
-    def sequences(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return `sequence(row)` of each row."""
-        return [self.sequence(row) for row in rows]
-
-
-class SampleIds(Sequence[str]):
-    """The examples' ids by row, read when asked for."""
-
-    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
-        self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
-
-    def __len__(self) -> int:
-        return self._offsets.spec.length - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        start, end = self._memory.gather(self._offsets, [(row, row + 2)])
-        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes().decode()
 
 
 class Cache:

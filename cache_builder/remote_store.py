@@ -82,6 +82,9 @@ class RemoteStore:
         if hashlib.sha256(self.read(key)).digest() != hashlib.sha256(data).digest():
             raise CacheWriteError(f"{self.where(key)} does not read back as it was written; build again")
 
+    def remove(self, key: str) -> None:
+        self._remove(self.path(key))
+
     def remove_tree(self, prefix: str) -> None:
         keys = self.sizes(prefix)
         if keys:

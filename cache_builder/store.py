@@ -43,6 +43,9 @@ class Store(Protocol):
     def commit(self, key: str, data: bytes) -> None:
         """Put a file there whole and durably, or not at all."""
 
+    def remove(self, key: str) -> None:
+        """Remove a file durably; none need be there."""
+
     def remove_tree(self, prefix: str) -> None:
         """Remove every file below `prefix`."""
 
@@ -125,6 +128,10 @@ class LocalStore:
             raise CacheWriteError(f"{path} does not read back as it was written; check the disk, then build again")
         part.replace(path)
         _sync_folder(path.parent)
+
+    def remove(self, key: str) -> None:
+        (self.folder / key).unlink(missing_ok=True)
+        _sync_folder((self.folder / key).parent)
 
     def remove_tree(self, prefix: str) -> None:
         shutil.rmtree(self.folder / prefix, ignore_errors=True)

@@ -12,8 +12,8 @@ from cache_builder.store import PART_SUFFIX, Store
 class Verdict:
     """What a verification found."""
 
-    damaged: list[str] = field(default_factory=list)
-    """One line per file."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """What is wrong with each damaged file, by its key."""
     incomplete: list[str] = field(default_factory=list)
     """Checkpoints that have begun and not finished."""
     foreign: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ def verify_cache(store: Store) -> Verdict:
         complete = True
         body = _check_group(store, CheckpointGroup, group, sizes, known, verdict)
         if isinstance(body, CheckpointGroup) and body.identity.name != name:
-            verdict.damaged.append(f"{store.where(f'{group}/zarr.json')}: it is that of {body.identity.name!r}")
+            verdict.damaged[f"{group}/zarr.json"] = f"it is that of {body.identity.name!r}"
     if complete or any(key.startswith(f"{names.PROBE}/") for key in sizes):
         _check_group(store, ProbeGroup, names.PROBE, sizes, known, verdict)
     verdict.foreign = sorted(key for key in set(sizes) - known if not key.endswith(PART_SUFFIX))
@@ -64,14 +64,14 @@ def _check_group(
     verdict.files += 1
     verdict.bytes += sizes.get(key, 0)
     if key not in sizes:
-        verdict.damaged.append(f"{store.where(key)}: the file is missing")
+        verdict.damaged[key] = "the file is missing"
         return None
     try:
         body = names.unseal(schema, store.read(key), store.where(key))
-    except CacheDamagedError as error:
+    except CacheDamagedError:
         below = {other for other in sizes if group and other.startswith(f"{group}/")} - {key}
         unchecked = f"; the {len(below)} files below it cannot be checked" if below else ""
-        verdict.damaged.append(str(error).replace(" is damaged", "", 1) + unchecked)
+        verdict.damaged[key] = f"its content is not what was committed{unchecked}"
         known |= below
         return None
     files: Ledger = getattr(body, "files", {})
@@ -81,11 +81,9 @@ def _check_group(
         verdict.files += 1
         verdict.bytes += entry.bytes
         if file_key not in sizes:
-            verdict.damaged.append(f"{store.where(file_key)}: the file is missing")
+            verdict.damaged[file_key] = "the file is missing"
         elif sizes[file_key] != entry.bytes:
-            verdict.damaged.append(
-                f"{store.where(file_key)}: {sizes[file_key]:,} bytes, {entry.bytes:,} were committed"
-            )
+            verdict.damaged[file_key] = f"{sizes[file_key]:,} bytes, {entry.bytes:,} were committed"
         elif names.sha256(store.read(file_key)) != entry.sha256:
-            verdict.damaged.append(f"{store.where(file_key)}: its bytes are not those that were committed")
+            verdict.damaged[file_key] = "its bytes are not those that were committed"
     return body

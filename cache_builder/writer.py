@@ -206,6 +206,26 @@ class CheckpointWriter:
         self.store.remove_tree(f"{self.group}/{LEDGER}")
         return True
 
+    def reopen(self, damaged: set[str]) -> None:
+        """Turn a complete checkpoint back to one that lacks the units of its damaged files.
+
+        `damaged` holds keys below the store. The deletion of the group's zarr.json is the last step.
+        """
+        key = f"{self.group}/zarr.json"
+        body = names.unseal(CheckpointGroup, self.store.read(key), self.store.where(key))
+        for shard in range(self.n_shards):
+            file = f"{RECORDS}/{self.spec.shard_key(shard)}"
+            if f"{self.group}/{file}" not in damaged:
+                self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", names.seal(body.files[file]))
+        files = {file: entry for file, entry in body.files.items() if file.startswith("probe_")}
+        if not any(f"{self.group}/{file}" in damaged for file in files):
+            extras = Extras(held_out_loss=body.held_out_loss, files=files)
+            self.store.commit(f"{self.group}/{LEDGER}/{EXTRAS}.json", names.seal(extras))
+        metadata = f"{self.group}/{RECORDS}/zarr.json"
+        if metadata in damaged:
+            self.store.commit(metadata, array_metadata(self.spec, body.identity.model_dump()))
+        self.store.remove(key)
+
     def _losses(self, ledger: dict[int, LedgerEntry], position_offsets: np.ndarray) -> np.ndarray:
         reader = ArrayReader(
             self.store, f"{self.group}/{RECORDS}", self.spec, lambda shard: ledger[shard].chunk_crc32c or []

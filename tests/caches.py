@@ -51,11 +51,24 @@ class Teaching:
         )
 
     def build(
-        self, cache: str | Path, *, part: tuple[int, int] = (0, 1), only: str | None = None, **options: Any
+        self,
+        cache: str | Path,
+        *,
+        part: tuple[int, int] = (0, 1),
+        only: str | None = None,
+        repair: bool = False,
+        **options: Any,
     ) -> bool:
         experiment = self.experiment(cache, **options)
         return build_cache(
-            experiment, self.corpus, self.tokenizer, self.checkpoints, self.held_out, part=part, only=only
+            experiment,
+            self.corpus,
+            self.tokenizer,
+            self.checkpoints,
+            self.held_out,
+            part=part,
+            only=only,
+            repair=repair,
         )
 
 

@@ -16,6 +16,7 @@ from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.corpus import build_corpus
 from cache_builder.errors import (
     CacheBusyError,
+    CacheDamagedError,
     CacheIncompleteError,
     CacheMismatchError,
     CacheWriteError,
@@ -171,7 +172,7 @@ def test_a_killed_build_never_opens_as_complete_and_says_what_to_do(
     assert opened.checkpoints == ("step-1",)
     with pytest.raises(CacheIncompleteError, match=r"'step-2'; complete are: step-1; run `footsteps cache build"):
         opened.read("step-2", [0])
-    assert verify_cache(LocalStore(cache)).damaged == []
+    assert verify_cache(LocalStore(cache)).damaged == {}
 
 
 def test_two_builders_at_once_the_second_is_told_who_holds_the_cache(teaching: Teaching, tmp_path: Path) -> None:
@@ -263,6 +264,32 @@ def test_a_checkpoint_added_on_another_day_leaves_the_first_ones_bytes_alone(
     assert files_of(cache) == files_of(built)
     with pytest.raises(MissingError, match=r"'step-9': there is none of that name; there are: step-1, step-2"):
         teaching.build(cache, only="step-9")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "checkpoints/step-1/records/c/0/1",
+        "checkpoints/step-1/records/zarr.json",
+        "checkpoints/step-2/probe_logp/c/0/0",
+        "checkpoints/step-2/loss/c/0",
+        "checkpoints/zarr.json",
+        "corpus/tokens/c/0",
+        "probe/ids/c/0/0",
+    ],
+)
+def test_repair_builds_what_is_damaged_again_and_nothing_else(
+    teaching: Teaching, built: Path, tmp_path: Path, file: str
+) -> None:
+    cache = Path(shutil.copytree(built, tmp_path / "cache"))
+    untouched = [path for path in cache.rglob("records/c/0/*") if path != cache / file]
+    written = [path.stat().st_mtime_ns for path in untouched]
+    (cache / file).write_bytes((cache / file).read_bytes()[:-1])
+    with pytest.raises(CacheDamagedError, match=file):
+        teaching.build(cache)
+    assert teaching.build(cache, repair=True)
+    assert files_of(cache) == files_of(built)
+    assert [path.stat().st_mtime_ns for path in untouched] == written
 
 
 @pytest.mark.parametrize(

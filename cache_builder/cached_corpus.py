@@ -1,0 +1,65 @@
+"""The sequences inside a cache; offsets are in memory, all else is read when asked for."""
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+from cache_builder.chunk_memory import ChunkMemory
+from cache_builder.shards import ArrayReader
+
+
+class CachedCorpus:
+    """The tokenised sequences inside a cache, by row.
+
+    `token_offsets` and `position_offsets` are i64 [n+1]: where each row's tokens and positions begin.
+    """
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, fingerprint: str) -> None:
+        self._arrays, self._memory = arrays, memory
+        self.fingerprint = fingerprint
+        self.token_offsets = arrays["token_offsets"].all()
+        self.position_offsets = arrays["position_offsets"].all()
+        self.sample_ids = SampleIds(arrays, memory)
+
+    def __len__(self) -> int:
+        return len(self.token_offsets) - 1
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.position_offsets[-1])
+
+    def sequence_positions(self, row: int) -> int:
+        """Return how many positions a row has."""
+        return int(self.position_offsets[row + 1] - self.position_offsets[row])
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
+        span = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))]
+        tokens = self._memory.gather(self._arrays["tokens"], span)
+        return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
+
+    def sequences(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return `sequence(row)` of each row."""
+        return [self.sequence(row) for row in rows]
+
+
+class SampleIds(Sequence[str]):
+    """The examples' ids by row, read when asked for."""
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
+        self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
+
+    def __len__(self) -> int:
+        return self._offsets.spec.length - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        start, end = self._memory.gather(self._offsets, [(row, row + 2)])
+        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes().decode()

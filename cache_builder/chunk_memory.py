@@ -1,0 +1,45 @@
+"""The chunks read last, in a bounded number of bytes, and entries gathered from them."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from cache_builder.shards import ArrayReader
+
+
+class ChunkMemory:
+    """The chunks read last, up to a number of bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+
+    def chunk(self, array: ArrayReader, number: int) -> np.ndarray:
+        """Return a chunk of an array, from memory where it is held."""
+        key = (array.key, number)
+        if key in self._chunks:
+            self._chunks.move_to_end(key)
+            return self._chunks[key]
+        values = array.chunk(number)
+        self._chunks[key] = values
+        self.held_bytes += values.nbytes
+        while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
+            self.held_bytes -= self._chunks.popitem(last=False)[1].nbytes
+        return values
+
+    def gather(self, array: ArrayReader, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the entries [start, end) of the last axis for every span, one after another."""
+        chunk_size = array.spec.chunk
+        total = sum(end - start for start, end in spans)
+        values = np.empty((*array.spec.shape[:-1], total), array.spec.numpy_dtype)
+        at = 0
+        for start, end in spans:
+            while start < end:
+                number, offset = divmod(start, chunk_size)
+                part = self.chunk(array, number)[..., offset : offset + end - start]
+                values[..., at : at + part.shape[-1]] = part
+                at += part.shape[-1]
+                start += part.shape[-1]
+        return values
