@@ -61,7 +61,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.0625)),
     "cohere2": lambda: Cohere2ForCausalLM(Cohere2Config(**SMALL, logit_scale=0.25)),
     "falcon-h1": lambda: FalconH1ForCausalLM(
-        FalconH1Config(**SMALL, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8)
+        FalconH1Config(
+            **SMALL,
+            lm_head_multiplier=0.5,
+            mamba_d_ssm=32,
+            mamba_n_heads=4,
+            mamba_d_head=8,
+            mamba_n_groups=1,
+            mamba_d_state=8,
+        )
     ),
 }
 

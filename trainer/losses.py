@@ -107,7 +107,9 @@ class _FusedLoss(torch.autograd.Function):
         positions = len(hidden_MD)
         with torch.autocast(device_type, enabled=False):
             grad_hidden_MD = torch.empty_like(hidden_MD, dtype=real) if needs_grad[0] else None
-            grad_weight_VD = torch.zeros_like(weight_VD, dtype=real) if needs_grad[1] else None
+            grad_weight_VD = torch.empty_like(weight_VD, dtype=real) if needs_grad[1] else None
+            if grad_weight_VD is not None:  # the first chunk overwrites the vocabulary's rows
+                grad_weight_VD[head.vocab_size if positions else 0 :] = 0.0
             grad_bias_V = None if bias_V is None or not needs_grad[2] else torch.zeros_like(bias_V, dtype=real)
             kl_M, ce_M = (torch.empty(positions, dtype=real, device=hidden_MD.device) for _ in range(2))
             logits_CV = torch.empty(
@@ -139,10 +141,7 @@ class _FusedLoss(torch.autograd.Function):
                 if grad_hidden_MD is not None:
                     matmul(z_CV, compute_VD, out=grad_hidden_MD[chunk])
                 if grad_weight_VD is not None:
-                    if compute_VD.dtype == real:
-                        grad_weight_VD[: head.vocab_size].addmm_(z_CV.T, hidden_CD)
-                    else:
-                        grad_weight_VD[: head.vocab_size] += matmul(z_CV.T, hidden_CD)
+                    _accumulate(grad_weight_VD[: head.vocab_size], z_CV.T, hidden_CD, first=start == 0)
                 if grad_bias_V is not None:
                     grad_bias_V[: head.vocab_size] += z_CV.sum(0, dtype=real)
             loss = (kl_weight_M * kl_M).sum() + (ce_weight_M * ce_M).sum()
@@ -165,6 +164,16 @@ class _FusedLoss(torch.autograd.Function):
         # float16 is only cast to now: the loss scaler's factor is what brings the gradients into its range
         grads = [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None, None, None)
+
+
+def _accumulate(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: bool) -> None:
+    """Add a product to `total_VD`, in its float32 whatever the factors' dtype; the first one replaces what is there."""
+    if left_VC.dtype == total_VD.dtype:
+        torch.addmm(total_VD, left_VC, right_CD, beta=0.0 if first else 1.0, out=total_VD)
+    elif first:
+        matmul(left_VC, right_CD, out=total_VD)
+    else:
+        total_VD += matmul(left_VC, right_CD)
 
 
 def _to_gradient(
