@@ -35,7 +35,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def run_with(evaluations: list[Evaluation]) -> Run:
-    return Run(Path("demo"), {}, [], None, None, [], evaluations, {})
+    return Run(Path("demo"), {}, {}, None, None, [], evaluations, {})
 
 
 def evaluation(

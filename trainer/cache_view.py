@@ -25,6 +25,9 @@ RETAINED_ROWS = 512
 class CacheView:
     """A cache as a report sees it; mappings are by checkpoint, oldest first."""
 
+    fingerprint: str
+    corpus_fingerprint: str
+    tokenizer_fingerprint: str
     checkpoints: tuple[str, ...]
     sample_ids: list[str]
     sequence_positions: np.ndarray
@@ -59,6 +62,9 @@ def view_of(cache: Cache) -> CacheView:
     n_sequences = len(cache.corpus.sample_ids)
     rows = np.unique(np.linspace(0, n_sequences - 1, min(RETAINED_ROWS, n_sequences)).astype(np.int64))
     return CacheView(
+        fingerprint=cache.fingerprint,
+        corpus_fingerprint=cache.corpus.fingerprint,
+        tokenizer_fingerprint=cache.manifest.tokenizer.fingerprint,
         checkpoints=names,
         sample_ids=list(cache.corpus.sample_ids),
         sequence_positions=np.diff(cache.corpus.position_offsets),

@@ -71,14 +71,13 @@ def schedule(stages: Sequence[StageChoice], metric: str, width: float) -> Figure
     y = np.arange(len(names))
     figure, panels = grid_of(len(stages), width, 1.3 + 0.28 * len(names), columns=4, sharey=True)
     columns = 1 if is_narrow(width) else min(4, len(stages))
-    top = max(stage.quality[name] + stage.distance[name] for stage in stages for name in names) or 1
     for index, (panel, stage) in enumerate(zip(panels, stages, strict=True)):
         quality = np.array([stage.quality[name] for name in names])
         total = quality + np.array([stage.distance[name] for name in names])
         bars: dict[str, Any] = {"height": 0.62, "edgecolor": PAPER, "linewidth": 0.5}
         panel.barh(y, quality, color=TEACHER, label=quality_label, **bars)
         panel.barh(y, total - quality, left=quality, color=STUDENT, label=distance_label, hatch="////", **bars)
-        choice = names.index(stage.choice or "")
+        choice, top = names.index(stage.choice or ""), total.max() or 1
         panel.barh(choice, total[choice], height=0.84, facecolor="none", edgecolor=INK, linewidth=1.6)
         panel.text(total[choice] + 0.02 * top, choice, "◀", color=INK, va="center", size="small")
         panel.set_title(f"Stage {stage.stage + 1}", size="medium")
@@ -140,22 +139,22 @@ def weights(rows: Mapping[str, np.ndarray], width: float) -> Figure:
     densities = {name: np.histogram(weight_n, BINS)[0] / max(len(weight_n), 1) for name, weight_n in rows.items()}
     top = max((density.max() for density in densities.values()), default=1) or 1
     for y, (name, density) in enumerate(reversed(densities.items())):
-        height = y + 0.86 * density / top
+        height = y + 0.66 * density / top
         panel.stairs(height[:middle], BINS[: middle + 1], baseline=y, fill=True, color=STUDENT, alpha=0.85)
         panel.stairs(height[middle:], BINS[middle:], baseline=y, fill=True, color=TEACHER, alpha=0.85)
         panel.axhline(y, color=GRID, linewidth=0.7)
         weight_n = rows[name]
-        panel.text(0.005, y + 0.62, f"SFS {np.mean(weight_n < 0.5):.0%}", color=STUDENT, size="small", weight="bold")
+        panel.text(0.005, y + 0.72, f"SFS {np.mean(weight_n < 0.5):.0%}", color=STUDENT, size="small", weight="bold")
         panel.text(
             0.995,
-            y + 0.62,
+            y + 0.72,
             f"TFS {np.mean(weight_n > 0.5):.0%}",
             color=TEACHER,
             ha="right",
             size="small",
             weight="bold",
         )
-        panel.plot([weight_n.mean()] * 2, [y, y + 0.5], color=INK, linewidth=1.2)
+        panel.plot([weight_n.mean()] * 2, [y, y + 0.66], color=INK, linewidth=1.2)
     panel.axvline(0.5, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     panel.set_yticks(np.arange(len(rows)) + 0.3, [plain(name, 20) for name in reversed(densities)])
     panel.tick_params(axis="y", length=0)
@@ -263,9 +262,10 @@ def logged(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.n
 def _fit_tails(panel: Axes, ordered: np.ndarray) -> None:
     """Cut the axis at the 0.5 % outermost sequences: a few extreme ones would flatten all the others."""
     low, high = np.quantile(ordered, [0.005, 0.995])
-    reach = max(abs(low), abs(high), 1e-9) * 1.25
-    before = panel.get_ylim() if panel.get_autoscaley_on() is False else (0, 0)
-    panel.set_ylim(min(-reach, before[0]), max(reach, before[1]))
+    reach = max(-low, high, 1e-9)
+    low, high = min(low, -reach / 2) * 1.2, max(high, reach / 2) * 1.2
+    shared_low, shared_high = (0.0, 0.0) if panel.get_autoscaley_on() else panel.get_ylim()
+    panel.set_ylim(min(low, shared_low), max(high, shared_high))
 
 
 def _bands(panel: Axes, first_steps: Sequence[int], last_step: int) -> None:

@@ -16,12 +16,12 @@ from trainer.summary import LABELS, ResultTable, result_table
 
 def report_of(run: Run, slug: str, settings: str) -> RunReport:
     """Build every part of one run's report."""
-    results = result_table(run)
+    results, last = result_table(run), result_table(run, which="last")
     return RunReport(
         name=run.name,
         slug=slug,
         results=results,
-        last=result_table(run, which="last"),
+        last=last,
         verdict=verdict(results),
         facts=_facts(run),
         sections=[
@@ -32,7 +32,7 @@ def report_of(run: Run, slug: str, settings: str) -> RunReport:
             training_section(run),
             cache_section(run),
         ],
-        tables=[result_rows(run), *_sequence_losses(run)],
+        tables=[result_rows(results, last), *_sequence_losses(run)],
         missing=run.missing,
         settings=settings,
     )

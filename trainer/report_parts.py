@@ -22,6 +22,7 @@ class DataTable:
     columns: list[str]
     rows: list[list[object]]
     shown: bool = True
+    unfolded: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The report's schedule: both terms of every choice, and how far the checkpoints are from each other (Fig. 3)."""
 
+from functools import partial
+
 from trainer import plots
 from trainer.plot_style import render
 from trainer.report_parts import DataTable, Figured, Section, absent, extended
 from trainer.run_reader import Run
-from trainer.schedules import StageChoice
 
 
 def schedule_section(run: Run) -> Section:
@@ -19,8 +20,7 @@ def schedule_section(run: Run) -> Section:
     figures = []
     drawn: set[str] = set()
     for distilled in run.distilled:
-        stages = [StageChoice.from_json(stage) for stage in (distilled.plan or {}).get("stages", [])]
-        metric = (distilled.plan or {}).get("metric", "kl")
+        stages, metric = distilled.stages, distilled.metric
         for stage in stages:
             for name in stage.quality or ([stage.choice] if stage.choice else []):
                 rows.append(
@@ -39,14 +39,18 @@ def schedule_section(run: Run) -> Section:
         if distilled.method in drawn or not stages or not all(stage.quality for stage in stages):
             continue
         drawn.add(distilled.method)
-        plot = render(f"schedule-{distilled.method}", lambda width, s=stages, m=metric: plots.schedule(s, m, width))  # type: ignore[misc]
+        choices = "; ".join(
+            f"seed {other.seed}: {' → '.join(stage.choice or '–' for stage in other.stages)}"
+            for other in run.distilled
+            if other.method == distilled.method
+        )
         figures.append(
             Figured(
-                plot,
+                render(f"schedule-{distilled.method}", partial(plots.schedule, stages, metric)),
                 f"Stacked bars of both terms for every checkpoint at every stage of {distilled.method}",
                 f"{distilled.method}, seed {distilled.seed}. The outlined bar with the arrow is the checkpoint that "
-                "taught the stage; the margin is how far the second-best sum was. Watch the hatched part shrink as "
-                "the student learns: the choice then moves towards the best checkpoint.",
+                "taught the stage; the margin is how far the second-best sum was. Every stage has its own scale: the "
+                f"student's part shrinks as it learns. Who taught, stage by stage: {choices}.",
             )
         )
     table = DataTable(

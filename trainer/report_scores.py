@@ -4,7 +4,7 @@ from trainer import plots
 from trainer.plot_style import render
 from trainer.report_parts import DataTable, Figured, Section, absent, extended
 from trainer.run_reader import Run
-from trainer.summary import LABELS, ResultTable, result_table
+from trainer.summary import LABELS, ResultTable
 
 
 def scores_section(run: Run, results: ResultTable) -> Section:
@@ -30,10 +30,11 @@ def scores_section(run: Run, results: ResultTable) -> Section:
     )
 
 
-def result_rows(run: Run) -> DataTable:
+def result_rows(best: ResultTable, last: ResultTable) -> DataTable:
+    """Return both tables of results as one file's lines."""
     rows: list[list[object]] = []
-    for which in ("best", "last"):
-        for row in result_table(run, which).rows:
+    for which, table in (("best", best), ("last", last)):
+        for row in table.rows:
             rows.extend(
                 [
                     row.label,

@@ -108,6 +108,7 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
                     "student ahead",
                 ],
                 rows,
+                unfolded=True,
             )
         )
         shown = first_per_name((name, (teacher - losses, compare(losses, teacher))) for name, _, losses in students)

@@ -74,11 +74,10 @@ def cache_section(run: Run) -> Section:
     if run.cache is None:
         return absent(section, "There is no readable cache.")
     cache = run.cache
-    steps = {entry.get("name"): entry.get("step") for entry in run.teacher_checkpoints}
-    rows = [
+    rows: list[list[object]] = [
         [
             name,
-            steps.get(name),
+            run.teacher_steps.get(name),
             cache.held_out[name],
             _per_position(cache, name),
             100 * cache.retained[name],
@@ -103,6 +102,7 @@ def cache_section(run: Run) -> Section:
                     "bytes per position",
                 ],
                 rows,
+                unfolded=True,
             )
         ],
     )
@@ -113,4 +113,4 @@ def _per_position(cache: CacheView, name: str) -> float:
 
 
 def _first_steps(distilled: Distilled) -> list[int]:
-    return [stage["first_step"] for stage in (distilled.plan or {}).get("stages", [])]
+    return [stage.first_step for stage in distilled.stages]

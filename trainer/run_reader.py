@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from cache_builder.errors import MissingError
 from trainer.cache_view import CacheView, read_cache
+from trainer.schedules import StageChoice
 
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"
@@ -71,7 +72,9 @@ class Distilled:
     method: str
     seed: int
     folder: Path
-    plan: dict[str, Any] | None
+    metric: str
+    """What its schedule compared checkpoints by, `kl` or `risk`."""
+    stages: list[StageChoice]
     log: list[dict[str, Any]]
     losses: np.ndarray | None
 
@@ -80,7 +83,8 @@ class Distilled:
 class Run:
     folder: Path
     config: dict[str, Any]
-    teacher_checkpoints: list[dict[str, Any]]
+    teacher_steps: dict[str, int]
+    """Checkpoint -> optimizer step of the teacher's fine-tuning."""
     cache: CacheView | None
     student_losses: np.ndarray | None
     distilled: list[Distilled]
@@ -132,7 +136,7 @@ def read_run(folder: str | Path) -> Run:
     run = Run(
         folder=folder,
         config=config,
-        teacher_checkpoints=(teacher or {}).get("checkpoints", []),
+        teacher_steps=_teacher_steps(teacher),
         cache=cache,
         student_losses=_fitting(student_losses, cache, "losses/student.safetensors", missing),
         distilled=[
@@ -178,9 +182,27 @@ def _read_distilled(folder: Path, missing: list[str]) -> Distilled | None:
         return None
     label = f"{method}, seed {seed}"
     losses = _read_losses(folder / "losses.safetensors", missing, f"{label}: losses of the finished student")
-    plan = _read_json(folder / "plan.json", missing, f"{label}: the schedule")
+    metric, stages = _read_plan(folder / "plan.json", missing, f"{label}: the schedule")
     log = _read_json(folder / "log.json", missing, f"{label}: the training log")
-    return Distilled(method, int(seed), folder, plan, log if isinstance(log, list) else [], losses)
+    entries = [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
+    return Distilled(method, int(seed), folder, metric, stages, entries, losses)
+
+
+def _read_plan(path: Path, missing: list[str], label: str) -> tuple[str, list[StageChoice]]:
+    plan = _read_json(path, missing, label)
+    if plan is None:
+        return "kl", []
+    try:
+        stages = [StageChoice.from_json(stage) for stage in plan["stages"]]
+        for stage in stages:
+            if stage.quality and not (stage.quality.keys() == stage.distance.keys() == stages[0].quality.keys()):
+                raise KeyError(f"the terms of stage {stage.stage} are not of the same checkpoints")
+            if stage.quality and stage.choice not in stage.quality:
+                raise KeyError(f"the choice of stage {stage.stage} has no terms")
+        return ("risk" if plan.get("metric") == "risk" else "kl"), stages
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        missing.append(f"{label}: plan.json cannot be used: {error!r}")
+        return "kl", []
 
 
 def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation | None:
@@ -277,6 +299,11 @@ def _read_json(path: Path, missing: list[str], label: str) -> Any:
     except ValueError as error:
         missing.append(f"{label}: {path.name} is not valid JSON ({error})")
     return None
+
+
+def _teacher_steps(checkpoints: Any) -> dict[str, int]:
+    entries = checkpoints.get("checkpoints", []) if isinstance(checkpoints, dict) else []
+    return {e["name"]: e["step"] for e in entries if isinstance(e, dict) and "name" in e and "step" in e}
 
 
 def _read_counts(path: Path) -> dict[str, int]:
