@@ -16,6 +16,10 @@ class ChunkMemory:
         self.held_bytes = 0
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the chunks behind: whoever unpickles this reads its own."""
+        return {"limit_bytes": self.limit_bytes, "held_bytes": 0, "_chunks": OrderedDict()}
+
     def chunk(self, array: ArrayReader, number: int) -> np.ndarray:
         """Return a chunk of an array, from memory where it is held."""
         key = (array.key, number)

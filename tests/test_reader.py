@@ -154,7 +154,11 @@ def test_a_cache_is_read_without_torch_or_the_trainer() -> None:
 
 
 def test_an_open_cache_can_be_pickled() -> None:
-    cache = pickle.loads(pickle.dumps(open_cache(str(FIXTURE_FOLDER))))
+    read = open_cache(str(FIXTURE_FOLDER))
+    read.read("step-2", range(12))
+    assert read._memory.held_bytes > 0
+    cache = pickle.loads(pickle.dumps(read))
+    assert cache._memory.held_bytes == 0  # chunks stay behind
     assert cache.read("step-2", [0]).ids.shape == (cache.corpus.sequence_positions(0), 4)
 
 

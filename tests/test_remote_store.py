@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,22 @@ from cache_builder.verify import verify_cache
 from tests.caches import Teaching, files_of, make_teaching
 from tools.make_fixture_cache import FIXTURE
 from tools.synthetic_cache import write_synthetic_cache
+
+KILLED_AFTER = """
+import os, signal, sys
+from pathlib import Path
+from cache_builder.remote_store import RemoteStore
+from tests.caches import Teaching
+commit, left = RemoteStore.commit, int(sys.argv[3])
+def counting(self, key, data):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(self, key, data)
+RemoteStore.commit = counting
+Teaching(Path(sys.argv[1])).build(sys.argv[2])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +108,23 @@ def test_a_cache_on_s3_has_the_bytes_of_a_local_one_and_is_read_alike(
         assert (remote.losses(name) == local.losses(name)).all()
     assert remote.corpus.sample_ids[3] == "color-3"
     assert teaching.build(url)
+
+
+def test_a_build_killed_between_two_objects_continues_to_the_same_bytes(
+    teaching: Teaching, bucket: str, tmp_path: Path
+) -> None:
+    url = f"{bucket}/killed"
+    assert teaching.build(tmp_path / "cache")
+    builder = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER, teaching.folder, url, "24"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+    )
+    assert builder.returncode == -signal.SIGKILL, builder.stderr
+    assert open_cache(url).checkpoints == ()
+    assert ".locks/part-0-of-1.json" in {path.split("killed/")[1] for path in RemoteStore(url).fs.find(url)}
+    assert teaching.build(url)  # the dead builder ran on this machine, so its lease is over
+    assert remote_files(RemoteStore(url)) == files_of(tmp_path / "cache")
 
 
 def test_damaged_objects_are_named_and_never_read(bucket: str, tmp_path: Path) -> None:
