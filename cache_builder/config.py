@@ -128,9 +128,9 @@ class CacheConfig(Section):
     """Tokens stored per position at most."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Store only the smallest prefix of the top-k that holds this much probability."""
-    tail_samples: int = Field(4, ge=0)
+    tail_samples: int = Field(8, ge=0)
     """Tokens drawn from the tail per position; 0 keeps only the tail's mass."""
-    logp_steps_per_nat: int = Field(256, ge=16, le=4096)
+    logp_steps_per_nat: int = Field(128, ge=16, le=4096)
     """Log-probabilities are rounded to this part of a nat; the KL error is at most 1 / (8 · steps²)."""
     probe_sequences: int = Field(512, ge=1)
     """Sequences on which checkpoints and student are compared to choose the schedule."""
