@@ -220,8 +220,14 @@ class Build:
 def plan_manifest(
     experiment: CacheExperiment, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, held_out: Corpus | None
 ) -> Manifest:
-    """Return the manifest of the cache that this experiment would make."""
+    """Return the manifest of the cache that this experiment would make.
+
+    Raises:
+        ConfigError: more tokens are to be stored per position than the vocabulary has.
+    """
     options, size = experiment.cache, len(tokenizer)
+    if options.top_k > size:
+        raise ConfigError(f"cache.top_k is {options.top_k:,}, but the tokenizer has only {size:,} tokens; lower it")
     return Manifest(
         format=names.FORMAT_NAME,
         version=names.FORMAT_VERSION,
@@ -230,7 +236,7 @@ def plan_manifest(
         corpus=corpus_identity(corpus),
         held_out=corpus_identity(held_out) if held_out is not None else None,
         targets=TargetOptions(
-            top_k=min(options.top_k, size),
+            top_k=options.top_k,
             top_p=options.top_p,
             tail_samples=options.tail_samples,
             logp_steps_per_nat=options.logp_steps_per_nat,

@@ -276,3 +276,20 @@ def test_two_processes_give_the_weights_of_one(toy: Any, built: Path, tmp_path: 
     assert done.returncode == 0, done.stderr[-3000:]
     for name, values in weights(both.output_dir / "distill" / "td+aw" / "seed-0").items():
         np.testing.assert_allclose(values, alone[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_a_temperature_warns_with_the_mass_that_the_support_keeps(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pitfall 23."""
+    experiment, cache, prepared = toy("distill.temperature=4.0")
+    distill(experiment, "td", 0, cache, prepared)
+    messages = capsys.readouterr().err
+    assert "temperature = 4" in messages and "% of checkpoint-" in messages
+
+
+def test_weights_that_have_lost_their_meaning_are_warned_of(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, cache, prepared = toy()
+    monkeypatch.setattr(Cache, "losses", lambda self, name: np.full(len(self.corpus), 1e-6))
+    distill(experiment, "td+aw", 0, cache, prepared)
+    assert "has become plain distillation" in capsys.readouterr().err

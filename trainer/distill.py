@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from cache_builder.batches import collate, plan_batches
 from cache_builder.capture import probe_logp
@@ -20,7 +21,7 @@ from cache_builder.models import check_vocabulary, load_model, weights_fingerpri
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache
 from cache_builder.stages import finish_stage, stage_result, write_json
-from cache_builder.targets import bucket_kl
+from cache_builder.targets import SparseTargets, bucket_kl, retained_mass_at_least
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
 from trainer.config import Experiment
 from trainer.loop import LoopSettings, SequenceTrainer
@@ -52,7 +53,10 @@ class DistillTrainer(SequenceTrainer):
             choice = choose(stage, first_step, *self._risks())
         else:
             choice = choose(stage, first_step, *self._divergences())
+        assert choice.choice is not None
         self._log_weights(choice.choice)
+        if self.settings.temperature > 1.0:
+            self._warn_of_temperature(choice.choice)
         return choice
 
     def _divergences(self) -> tuple[dict[str, float], dict[str, float]]:
@@ -92,13 +96,35 @@ class DistillTrainer(SequenceTrainer):
         losses = self.corpus_losses(self.cache.corpus)
         return risk_terms(risks, float(losses.sum()) / positions)
 
-    def _log_weights(self, teacher: str | None) -> None:
-        """Log how the stage's sequences are weighed."""
-        assert teacher is not None and isinstance(self.rows, CachedRows)
+    def _log_weights(self, teacher: str) -> None:
+        """Log how the stage's sequences are weighed, and warn where the weights have lost their meaning."""
+        assert isinstance(self.rows, CachedRows)
         weights = self.rows.weights_of(teacher)
         names = ("aw_p10", "aw_p50", "aw_p90")
         quantiles = dict(zip(names, np.quantile(weights, (0.1, 0.5, 0.9)).tolist(), strict=True))
-        self.log({"stage": float(len(self.progress.plan)), "aw_mean": float(weights.mean()), **quantiles})
+        mean = float(weights.mean())
+        self.log({"stage": float(len(self.progress.plan)), "aw_mean": mean, **quantiles})
+        if self.method.weighting != "constant" and not 0.1 <= mean <= 0.9:
+            plain = "plain distillation" if mean > 0.5 else "plain fine-tuning"
+            self._warn(
+                f"the mean weight of {teacher} is {mean:.3f}, outside [0.1, 0.9]: adaptive weighting has become "
+                f"{plain}; one of the two models has memorised the training data, so fine-tune it for fewer epochs"
+            )
+
+    def _warn_of_temperature(self, teacher: str) -> None:
+        """Say how much of the mass the support keeps at the temperature: a top-k cache does not know the rest."""
+        targets = SparseTargets.from_numpy(self.cache.read(teacher, self.cache.probe_rows))
+        kept = retained_mass_at_least(
+            targets.logp_MK, targets.log_tail_M, self.vocab_size, self.settings.temperature
+        ).mean()
+        self._warn(
+            f"distill.temperature = {self.settings.temperature:g}: the cache keeps the top {targets.logp_MK.shape[1]} "
+            f"tokens, which at this temperature hold at least {kept:.1%} of {teacher}'s mass"
+        )
+
+    def _warn(self, message: str) -> None:
+        if self.is_world_process_zero():
+            Console(stderr=True).print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
 
 
 def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, prepared: Prepared) -> Path:
