@@ -1,0 +1,155 @@
+"""What the benchmarks share: rounds of variants side by side, peak memory, the machine's name, a table, a CSV row.
+
+Times are medians over rounds in which every variant runs once, so that a slow spell of the machine touches all of them;
+ratios are medians of the rounds' ratios. Peak memory is above what was resident before: on Linux by resetting the
+kernel's high-water mark (all threads and libraries counted), on a GPU by the allocator's.
+"""
+
+import csv
+import ctypes
+import gc
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant's figures."""
+
+    variant: str
+    seconds: float
+    ratio: float
+    """Of the time of the first variant."""
+    peak_mib: float | None
+    """None where the system has no resettable high-water mark."""
+
+
+def measure(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> list[Measured]:
+    """Run every variant for its peak memory, then `rounds` times in turns; ratios are to the first."""
+    next(iter(variants.values()))()  # what libraries keep for good is no variant's
+    peaks = {name: _peak_mib(variant, device) for name, variant in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            variant()
+            _synchronise(device)
+            seconds[name].append(time.perf_counter() - start)
+    yardstick = seconds[next(iter(variants))]
+    return [
+        Measured(
+            name,
+            statistics.median(values),
+            statistics.median(value / base for value, base in zip(values, yardstick, strict=True)),
+            peaks[name],
+        )
+        for name, values in seconds.items()
+    ]
+
+
+def report(title: str, measured: list[Measured], csv_name: str, settings: dict[str, object]) -> None:
+    """Print a table, and append a row per variant with commit and hardware to `results/<csv_name>`."""
+    table = Table("variant", "seconds", "ratio", "peak MiB", "ratio", title=title)
+    base_peak = measured[0].peak_mib
+    path = RESULTS / csv_name
+    path.parent.mkdir(exist_ok=True)
+    common = {"commit": _commit(), "hardware": _hardware(), "torch": torch.__version__} | settings
+    with path.open("a", newline="", encoding="utf-8") as file:
+        fields = [*common, "variant", "seconds", "ratio", "peak_mib", "peak_ratio"]
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        for row in measured:
+            peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+            peak_ratio = f"{row.peak_mib / base_peak:.3f}" if row.peak_mib is not None and base_peak else ""
+            table.add_row(row.variant, f"{row.seconds:.3f}", f"{row.ratio:.3f}", peak, peak_ratio)
+            figures = {"seconds": f"{row.seconds:.4f}", "ratio": f"{row.ratio:.3f}"}
+            writer.writerow(common | {"variant": row.variant} | figures | {"peak_mib": peak, "peak_ratio": peak_ratio})
+    Console(width=110).print(table)
+
+
+def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtype, device: torch.device, seed: int = 0):  # type: ignore[no-untyped-def]
+    """A random Llama with tied embeddings, in `dtype` on `device`."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11 // 4 // 64 * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 64,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).to(device=device, dtype=dtype)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Count a model's parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _peak_mib(variant: Callable[[], None], device: torch.device) -> float | None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        variant()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if platform.system() != "Linux":
+        variant()
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_kib("VmRSS")
+    variant()
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _status_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _commit() -> str:
+    root = Path(__file__).parent
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "-uno", "--", "../cache_builder", "../trainer"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    if platform.system() == "Linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
