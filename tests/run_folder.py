@@ -16,7 +16,7 @@ from cache_builder.store import open_store
 from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
 
 CHECKPOINTS = ("checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-400")
-METHODS = ("sft", "td", "taid", "cd", "scd", "scd+aw")
+METHODS = ("sft", "td", "taid", "scd+aw")
 TASKS = {"triage": "accuracy", "entities": "entity_f1", "questions": "accuracy"}
 SEQUENCES, TEST_ROWS, VOCAB_SIZE, TOP_K, PROBE_IDS = 240, 90, 50, 4, 6
 
@@ -56,7 +56,7 @@ def make_run(
             write_json(distilled / "plan.json", plan_of(method, seed, generator))
             write_json(distilled / "log.json", log_of(method, generator))
             for which in ("best", "last"):
-                share = 0.64 + 0.05 * index - (0.01 if which == "last" else 0)
+                share = 0.64 + 0.08 * index - (0.01 if which == "last" else 0)
                 model = f"{method}/seed-{seed}/{which}"
                 write_evaluation(folder, model, method, seed, which, tasks, share, generator)
     return folder

@@ -53,7 +53,6 @@ def test_a_complete_run_has_nothing_missing_and_every_section_has_its_plots(run_
     plots = {path.stem for path in (run_dir / "report").glob("*.png")}
     assert plots == {
         "scores",
-        "schedule-scd",
         "schedule-scd+aw",
         "kl-matrix",
         "weights-before",

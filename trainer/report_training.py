@@ -11,8 +11,8 @@ TRAINING_QUANTITIES = {
     "grad_norm": "gradient norm, no unit",
     "teacher_weight": "mean weight w, no unit",
     "taid_t": "TAID's t, no unit",
-    "kl": "divergence, nats per position",
-    "ce": "cross-entropy, nats per position",
+    "kl": "divergence, nats",
+    "ce": "cross-entropy, nats",
 }
 
 
