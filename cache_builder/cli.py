@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from cache_builder.config import CacheExperiment, load_experiment
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError
+
+MIN_TABLE_WIDTH = 110
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG; repeatable."
@@ -144,23 +147,21 @@ def _cache_url(context: click.Context, config_or_cache: str, overrides: tuple[st
 
 
 def _print_info(facts: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(highlight=False, width=max(Console().width, MIN_TABLE_WIDTH))
     console.print(
         f"{facts['url']}: format {facts['version']}, {facts['sequences']:,} sequences, "
         f"{facts['positions']:,} positions, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}",
-        highlight=False,
         soft_wrap=True,
     )
     console.print(
         f"top_k {facts['top_k']}, top_p {facts['top_p']}, tail_samples {facts['tail_samples']}; "
         f"corpus {facts['corpus_bytes']:,} bytes, probe {facts['probe_bytes']:,} bytes; unfinished: "
         f"{', '.join(facts['unfinished']) or 'none'}",
-        highlight=False,
         soft_wrap=True,
     )
-    table = Table()
-    for title in ("checkpoint", "bytes", "bytes/position", "retained mass", "p50", "p90", "p99", "loss", "held-out"):
-        table.add_column(title, justify="left" if title == "checkpoint" else "right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("checkpoint", "bytes", "per position", "retained", "p50", "p90", "p99", "loss", "held-out"):
+        table.add_column(title, justify="left" if title == "checkpoint" else "right", no_wrap=True)
     for row in facts["checkpoints"]:
         held_out = "–" if row["held_out_loss"] is None else f"{row['held_out_loss']:.4f}"
         mass = [f"{row['retained_mass'][key]:.4f}" for key in ("mean", "p50", "p90", "p99")]
@@ -168,4 +169,7 @@ def _print_info(facts: dict[str, Any]) -> None:
             row["name"], f"{row['bytes']:,}", f"{row['bytes_per_position']:.1f}", *mass, f"{row['loss']:.4f}", held_out
         )
     console.print(table)
-    console.print("p90: nine positions of ten retain at least this; losses in nats per position", highlight=False)
+    console.print(
+        "retained: probability that the stored ids hold, mean and what 50, 90, 99 % of positions reach at least;"
+    )
+    console.print("losses in nats per position")

@@ -22,6 +22,7 @@ FIXTURE = Synthetic(
     chunk_positions=16,
     mean_positions=10,
     probe_sequences=3,
+    logp_steps_per_nat=256,
 )
 
 if __name__ == "__main__":

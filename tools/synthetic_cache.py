@@ -7,7 +7,7 @@ Zipf's law, and log-probabilities fall like a language model's; how well they co
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,12 +37,13 @@ class Synthetic:
     sequences: int
     vocabulary: int = 128_256
     top_k: int = 16
-    tail_samples: int = 4
+    tail_samples: int = 8
     checkpoints: tuple[str, ...] = ("step-1",)
     shard_positions: int = 65_536
     chunk_positions: int = 4_096
     mean_positions: int = 40
     probe_sequences: int = 8
+    logp_steps_per_nat: int = field(default=128, repr=False)  # not part of the fingerprint of the fixture's corpus
 
     def position_offsets(self) -> np.ndarray:
         """Where each sequence's positions begin, i64 [n+1]."""
@@ -139,7 +140,11 @@ def manifest_of(synthetic: Synthetic, corpus: Any) -> Manifest:
         ),
         held_out=None,
         targets=TargetOptions(
-            top_k=synthetic.top_k, top_p=1.0, tail_samples=synthetic.tail_samples, logp_steps_per_nat=256, seed=0
+            top_k=synthetic.top_k,
+            top_p=1.0,
+            tail_samples=synthetic.tail_samples,
+            logp_steps_per_nat=synthetic.logp_steps_per_nat,
+            seed=0,
         ),
         probe=ProbeOptions(sequences=synthetic.probe_sequences, top_k=synthetic.top_k),
         layout=Layout(shard_positions=synthetic.shard_positions, chunk_positions=synthetic.chunk_positions),
