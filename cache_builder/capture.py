@@ -23,8 +23,8 @@ from cache_builder.errors import ConfigError, ModelError
 from cache_builder.extract import BLOCK, LOWEST, extract, logp_and_rest, top
 from cache_builder.head import Head, compute_weight, hidden_states_at, project, verify_head
 
-_CACHED_LOGITS = 2**20
-"""Logits per thread that the row work is given at a time on a CPU: 4 MiB, and as much again for what it makes."""
+_CACHED_LOGITS = 2**21
+"""Logits per thread that the row work is given at a time on a CPU: 8 MiB, and as much again for what it makes."""
 
 
 class NonFiniteError(ModelError):
