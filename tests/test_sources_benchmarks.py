@@ -1,4 +1,4 @@
-"""The importers of published benchmarks: on made-up files of the published sizes and, where there are, the real ones."""
+"""The importers of published benchmarks: made-up files of the published sizes, and the real ones where they are."""
 
 import csv
 import json
