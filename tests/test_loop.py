@@ -21,7 +21,7 @@ from tests.toys import load_toy, write_toy
 from trainer import distill as distilling
 from trainer.config import Experiment
 from trainer.distill import DistillTrainer, distill
-from trainer.loop import StageCallback
+from trainer.callbacks import StageCallback
 from trainer.rows import CachedRows
 from trainer.sft import sft_student, sft_teacher
 from trainer.student_losses import write_student_losses

@@ -1,32 +1,21 @@
 """The `footsteps` command: every stage by itself, and `run`, which does them all and skips what is complete.
 
-A user's mistake is one message and exit code 2; a bug keeps its traceback.
+A user's mistake is one message and exit code 2; a bug keeps its traceback. What a command needs is imported by it, so
+that `--help` does not wait for torch.
 """
 
-import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import transformers
 from rich.console import Console
 
 from cache_builder.cli import cache as cache_commands
-from cache_builder.config import load_experiment, save_experiment
 from cache_builder.errors import ConfigError, UserError
-from cache_builder.prepare import Prepared
-from cache_builder.reader import open_cache
-from trainer.config import Experiment
-from trainer.config_help import describe_config
-from trainer.distill import distill as distill_student
-from trainer.judge import evaluate_models
-from trainer.plan import describe_plan
-from trainer.report import results_table, write_report
-from trainer.run import run_experiment
-from trainer.sft import sft_student, sft_teacher
-from trainer.student_losses import write_student_losses
+
+if TYPE_CHECKING:
+    from trainer.config import Experiment
 
 console = Console()
 
@@ -51,19 +40,28 @@ def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("config", type=click.Path(path_type=Path))(command)
 
 
-def load(config: Path, overrides: tuple[str, ...]) -> Experiment:
+def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":
     """Read the experiment and save it, resolved, in its run folder."""
+    from cache_builder.config import load_experiment, save_experiment
+    from trainer.config import Experiment
+
     experiment = load_experiment(Experiment, config, overrides)
     save_experiment(experiment, experiment.output_dir / "config.toml")
     return experiment
 
 
-@click.group(cls=Commands, context_settings={"obj": Experiment, "help_option_names": ["-h", "--help"]})
-def main() -> None:
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="footsteps")
+@click.pass_context
+def main(context: click.Context) -> None:
     """Distil a fine-tuned teacher into a smaller student, without the teacher in memory."""
+    import transformers
+
+    from trainer.config import Experiment
+
+    context.obj = Experiment
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 
 @main.command()
@@ -72,8 +70,14 @@ def main() -> None:
 def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
     """Do every stage, skipping what is complete."""
     if plan:
+        from cache_builder.config import load_experiment
+        from trainer.config import Experiment
+        from trainer.plan import describe_plan
+
         console.print(describe_plan(load_experiment(Experiment, config, overrides)))
         return
+    from trainer.run import run_experiment
+
     run_experiment(load(config, overrides), console)
 
 
@@ -82,45 +86,58 @@ def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
 @click.argument("role", type=click.Choice(["teacher", "student"]))
 def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
     """Fine-tune the teacher, keeping its checkpoints, or the student."""
+    from cache_builder.prepare import Prepared
+    from trainer.sft import sft_student, sft_teacher
+
     experiment = load(config, overrides)
-    if role == "student":
-        folder = sft_student(experiment, Prepared(experiment))
-    elif isinstance(experiment.teacher.checkpoints, list):
+    if role == "teacher" and isinstance(experiment.teacher.checkpoints, list):
         raise ConfigError("teacher.checkpoints lists finished checkpoints, so there is no teacher to fine-tune")
-    else:
-        folder = sft_teacher(experiment, Prepared(experiment))
-    console.print(f"{role}: {folder}")
+    train = sft_teacher if role == "teacher" else sft_student
+    console.print(f"{role}: {train(experiment, Prepared(experiment))}", soft_wrap=True)
 
 
 @main.command()
 @takes_config
 def losses(config: Path, overrides: tuple[str, ...]) -> None:
     """Compute the student SFT's loss on every training sequence, for adaptive weighting."""
+    from cache_builder.prepare import Prepared
+    from cache_builder.reader import open_cache
+    from trainer.student_losses import write_student_losses
+
     experiment = load(config, overrides)
-    prepared = Prepared(experiment)
-    path = write_student_losses(experiment, open_cache(experiment.cache_url), prepared.tokenizer.pad_token_id)
-    console.print(f"losses: {path}")
+    pad_id = Prepared(experiment).tokenizer.pad_token_id
+    path = write_student_losses(experiment, open_cache(experiment.cache_url), pad_id)
+    console.print(f"losses: {path}", soft_wrap=True)
 
 
 @main.command()
 @takes_config
 @click.option(
-    "--method", "methods", multiple=True, help="Only this method; may be repeated. All of the config unless given."
+    "--method", "methods", multiple=True, help="Only this method; may be repeated. Unless given, the config's."
 )
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
 def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     """Train students from the cache."""
+    from cache_builder.prepare import Prepared
+    from cache_builder.reader import open_cache
+    from trainer.distill import distill as train_student
+
     experiment = load(config, overrides)
-    prepared, cache = Prepared(experiment), open_cache(experiment.cache_url)
-    for method in methods or tuple(experiment.distill.methods):
-        for seed in seeds or tuple(experiment.distill.seeds):
-            console.print(f"student: {distill_student(experiment, method, seed, cache, prepared)}")
+    cache, prepared = open_cache(experiment.cache_url), Prepared(experiment)
+    for seed in seeds or tuple(experiment.distill.seeds):
+        for method in methods or tuple(experiment.distill.methods):
+            console.print(f"student: {train_student(experiment, method, seed, cache, prepared)}", soft_wrap=True)
 
 
 @main.command()
 @takes_config
 def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
+    from cache_builder.prepare import Prepared
+    from cache_builder.reader import open_cache
+    from trainer.judge import evaluate_models
+    from trainer.report import results_table
+
     experiment = load(config, overrides)
     evaluate_models(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
     console.print(results_table(experiment.output_dir))
@@ -131,16 +148,34 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report; RUN/report unless given.")
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Write the table, the plots and one self-contained HTML page for one or more run folders."""
-    console.print(f"report: {write_report(list(runs), output)}")
+    from trainer.report import write_report
+
+    console.print(f"report: {write_report(list(runs), output)}", soft_wrap=True)
+
+
+@main.command()
+@click.option("--output", default=Path("runs/toy"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--seeds", default=40, show_default=True, type=click.IntRange(1), help="Paired repetitions.")
+@click.option("--examples", default=500, show_default=True, type=click.IntRange(1), help="Training points.")
+@click.option("--steps", default=2000, show_default=True, type=click.IntRange(1), help="Steps of the student.")
+def toy(output: Path, seeds: int, examples: int, steps: int) -> None:
+    """Reproduce the paper's toy (Fig. 2): does adaptive weighting help where the teacher is weak?"""
+    from trainer.toy_report import run_toy, toy_table
+
+    console.print(toy_table(run_toy(output, seeds, examples, steps)))
+    console.print(f"toy: {output / 'index.html'}", soft_wrap=True)
 
 
 @main.command("config")
 def config_help() -> None:
     """List every setting with its type, default and meaning."""
-    console.print(describe_config(Experiment))
+    from trainer.config import Experiment
+    from trainer.config_help import describe_config
+
+    click.echo(describe_config(Experiment))
 
 
 main.add_command(cache_commands)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

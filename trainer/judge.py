@@ -18,6 +18,7 @@ from cache_builder.reader import Cache
 from cache_builder.stages import STAGE_FILE, write_json
 from trainer.config import Experiment
 from trainer.evaluate import evaluate_model
+from trainer.model_card import write_model_cards
 from trainer.schedules import best_checkpoint
 from trainer.student_losses import load_on_device, student_sft_folder
 from trainer.tasks import resolve_tasks
@@ -49,7 +50,10 @@ def judged_models(experiment: Experiment, cache: Cache) -> Iterator[JudgedModel]
 
 
 def evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
-    """Evaluate each model on the test examples, unless that was done for the same weights and settings."""
+    """Evaluate each model on the test examples, unless that was done for the same weights and settings.
+
+    Every distilled student's folder gets a card that says what it is and how it scored.
+    """
     tasks = resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     known: dict[str, str] = {}
     for judged in judged_models(experiment, cache):
@@ -84,6 +88,7 @@ def evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, co
                 )
             write_json(done, inputs)
         known[weights] = judged.name
+    write_model_cards(experiment.output_dir)
 
 
 def _copy(experiment: Experiment, name: str, judged: JudgedModel) -> None:

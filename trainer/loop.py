@@ -10,11 +10,10 @@
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     get_scheduler,
 )
@@ -40,6 +37,8 @@ from cache_builder.corpus_losses import Sequences, corpus_losses
 from cache_builder.errors import TrainingError
 from cache_builder.stages import write_json
 from cache_builder.targets import SparseTargets
+from trainer.callbacks import StageCallback, StepProgress
+from trainer.checkpoints import PROGRESS_FILE, Progress, last_finished_checkpoint, load_progress, save_progress
 from trainer.config import TrainingConfig
 from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
@@ -48,7 +47,6 @@ from trainer.rows import Rows
 from trainer.schedules import StageChoice
 from trainer.weighting import TaidState
 
-PROGRESS_FILE = "progress.json"
 BATCH_KEYS = ("input_ids", "attention_mask", "source_M", "gold_M", "sequence_M")
 
 
@@ -67,16 +65,6 @@ class LoopSettings:
     temperature: float = 1.0
     taid_start: float | None = None
     """TAID's first t; None for every other method."""
-
-
-@dataclass
-class Progress:
-    """What a resumed run must know and must never decide again; saved with every checkpoint."""
-
-    plan: list[StageChoice] = field(default_factory=list)
-    taid: TaidState | None = None
-    best_step: int | None = None
-    best_loss: float | None = None
 
 
 class StageSampler(Sampler[tuple[str | None, int]]):
@@ -118,7 +106,7 @@ class SequenceTrainer(Trainer):
         self.sampler = StageSampler(stream, self.steps_per_stage * step_rows)
         self.progress = Progress(taid=None if settings.taid_start is None else TaidState(settings.taid_start))
         self._sums: torch.Tensor | None = None
-        self._step_loss: torch.Tensor | float = 0.0
+        self.step_loss: torch.Tensor | float = 0.0
         super().__init__(
             model=model,
             args=arguments,
@@ -143,9 +131,9 @@ class SequenceTrainer(Trainer):
 
     def run(self) -> Progress:
         """Train, from the last finished checkpoint where there is one, and leave the result in last/ and best/."""
-        checkpoint = _last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
+        checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
         if checkpoint is not None:
-            self.progress = _load_progress(checkpoint)
+            self.progress = load_progress(checkpoint)
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.save_folder("last")
         if self.progress.best_step is None:
@@ -292,75 +280,12 @@ class SequenceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)
-            value = {**asdict(self.progress), "global_step": self.state.global_step}
-            write_json(folder / PROGRESS_FILE, value)
+            save_progress(self.progress, folder, self.state.global_step)
 
     def _add(self, sums: torch.Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
         if self.progress.taid is not None:
-            self._step_loss = self._step_loss + sums[0]
-
-
-class StageCallback(TrainerCallback):
-    """Begins stages, moves TAID's t, and says when to save and to evaluate."""
-
-    def __init__(self, trainer: SequenceTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self.trainer
-        stage = state.global_step // trainer.steps_per_stage
-        if stage >= trainer.settings.stages:
-            return
-        trainer.sampler.stage = stage
-        if stage == len(trainer.progress.plan):
-            _clear_optimizer(trainer.optimizer)
-            trainer.progress.plan.append(trainer.choose_teacher(stage))
-        trainer.sampler.teacher = trainer.progress.plan[stage].choice
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer, step = self.trainer, state.global_step
-        if trainer.progress.taid is not None:
-            loss = trainer.accelerator.reduce(torch.as_tensor(trainer._step_loss).to(args.device), "sum").item()
-            assert trainer.settings.taid_start is not None
-            trainer.progress.taid.update(loss, step, trainer.total_steps, start=trainer.settings.taid_start)
-            trainer._step_loss = 0.0
-        ends_stage = step % trainer.steps_per_stage == 0
-        config = trainer.settings.config
-        control.should_evaluate = trainer.validation is not None and (
-            ends_stage or step % (config.eval_steps or trainer.steps_per_epoch) == 0 or step in trainer.settings.save_at
-        )
-        control.should_save = (
-            ends_stage or step in trainer.settings.save_at or bool(config.save_steps and step % config.save_steps == 0)
-        )
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Do not save and evaluate again what the stage's last step just did."""
-        control.should_evaluate = control.should_save = False
-
-
-class StepProgress(TrainerCallback):
-    """One progress bar over all steps, on a terminal only."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            name = Path(args.output_dir)
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=name.parent.name, disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+            self.step_loss = self.step_loss + sums[0]
 
 
 def rows_per_step(config: TrainingConfig, processes: int) -> int:
@@ -401,27 +326,3 @@ def _arguments(settings: LoopSettings) -> TrainingArguments:
 def _as_is(batch: Any) -> Any:
     """The rows already come as a batch."""
     return batch
-
-
-def _clear_optimizer(optimizer: Any) -> None:
-    """Forget AdamW's moments in place; the parameter groups, and with them the learning rate, stay."""
-    getattr(optimizer, "optimizer", optimizer).state.clear()
-
-
-def _last_finished_checkpoint(output_dir: Path, may_remove: bool) -> Path | None:
-    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    finished = [path for path in checkpoints if (path / PROGRESS_FILE).is_file()]
-    if may_remove:
-        for path in set(checkpoints) - set(finished):
-            shutil.rmtree(path)
-    return finished[-1] if finished else None
-
-
-def _load_progress(checkpoint: Path) -> Progress:
-    value = json.loads((checkpoint / PROGRESS_FILE).read_text())
-    return Progress(
-        plan=[StageChoice(**stage) for stage in value["plan"]],
-        taid=TaidState(**value["taid"]) if value["taid"] else None,
-        best_step=value["best_step"],
-        best_loss=value["best_loss"],
-    )
