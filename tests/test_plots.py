@@ -100,7 +100,7 @@ def test_the_same_drawing_gives_the_same_bytes() -> None:
 
 
 def test_names_are_drawn_as_they_are_and_never_as_formulas_or_markup() -> None:
-    name = "<b>$x_{ & 日本"
+    name = "<b>$x_{$ & 日本"
     svg = svg_text(render("scores", lambda width: plots.scores(a_table(name), width)).wide)
     shown = "".join(ElementTree.fromstring(svg).itertext())
     assert name in shown

@@ -176,6 +176,32 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert ">td<small>" in page
 
 
+@pytest.mark.parametrize(
+    ("part", "text", "note"),
+    [
+        ("evaluate/td/seed-0/best/metrics.json", "[]", "evaluate/td/seed-0/best/metrics.json cannot be used"),
+        (
+            "evaluate/teacher/metrics.json",
+            '{"tasks": {"t": {"rows": 1, "primary": "a", "metrics": {}}}}',
+            "t.metrics.a",
+        ),
+        ("distill/td/seed-0/plan.json", '{"stages": [{"anchor_kl": 1}]}', "plan.json cannot be used"),
+        ("distill/td/seed-0/losses.safetensors", "no tensors", "losses.safetensors cannot be read"),
+        ("config.toml", "distill = 3", ""),
+        ("config.toml", "= not TOML", "config.toml is not valid TOML"),
+        ("cache/zarr.json", "{}", "the cache:"),
+        ("teacher/checkpoints.json", '"text"', ""),
+    ],
+)
+def test_a_damaged_part_is_named_and_costs_no_other(tmp_path: Path, part: str, text: str, note: str) -> None:
+    run_dir = make_run(tmp_path / "run", methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+    (run_dir / part).write_text(text)
+    run = read_run(run_dir)
+    assert note in "\n".join(run.missing)
+    assert run.evaluation("student_sft") is not None
+    assert result_table(run).rows
+
+
 def test_a_run_that_only_has_its_config_still_gives_a_page(tmp_path: Path) -> None:
     run_dir = tmp_path / "fresh"
     run_dir.mkdir()
@@ -210,7 +236,7 @@ def test_script_and_formulas_in_names_are_shown_and_not_run(tmp_path: Path) -> N
         tmp_path / "<img src=x onerror=alert(2)>",
         methods=("td", "scd"),
         seeds=(0,),
-        tasks={evil: "$x_{", "{{ 7 * 7 }}": "日本語"},
+        tasks={evil: "$x_{$", "{{ 7 * 7 }}": "日本語"},
         ids="<script>alert({})</script>",
     )
     evil_method = run_dir / "distill" / "<script>alert(3)<-script>"

@@ -215,7 +215,10 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
                 rows=int(task["rows"]),
                 unparsable=int(task.get("unparsable", 0)),
                 primary=str(task["primary"]),
-                metrics={key: dict(metric) for key, metric in task["metrics"].items()},
+                metrics={
+                    key: {part: float(value) for part, value in metric.items()}
+                    for key, metric in task["metrics"].items()
+                },
             )
             for name, task in values["tasks"].items()
         }
@@ -312,8 +315,14 @@ def _read_counts(path: Path) -> dict[str, int]:
 
 
 def _wanted_methods(config: dict[str, Any]) -> list[str]:
-    return list(config.get("distill", {}).get("methods", []))
+    return [str(method) for method in _wanted(config, "methods")]
 
 
 def _wanted_seeds(config: dict[str, Any]) -> list[int]:
-    return list(config.get("distill", {}).get("seeds", []))
+    return [seed for seed in _wanted(config, "seeds") if isinstance(seed, int)]
+
+
+def _wanted(config: dict[str, Any], key: str) -> list[Any]:
+    section = config.get("distill")
+    values = section.get(key) if isinstance(section, dict) else None
+    return values if isinstance(values, list) else []
