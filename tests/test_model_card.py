@@ -65,6 +65,14 @@ def test_licence_fields_are_left_to_the_user(run_dir: Path) -> None:
     assert not re.search(r"^license:", text, re.MULTILINE)
 
 
+def test_the_control_is_not_called_distilled(tmp_path: Path) -> None:
+    for method in ("sft", "td"):
+        write_json(tmp_path / "run" / "distill" / method / "seed-0" / "best" / "config.json", {})
+    control, distilled = (card.read_text(encoding="utf-8") for card in write_model_cards(tmp_path / "run"))
+    assert "on the labels alone" in control and "distilled with footsteps from" not in control
+    assert "distilled with footsteps from" in distilled
+
+
 def test_a_name_cannot_break_out_of_its_cell(run_dir: Path) -> None:
     text = write_model_card(run_dir / "distill/td/seed-0/last", read_run(run_dir)).read_text(encoding="utf-8")
     assert "| teacher | owner/big &#124; model, fine-tuned |" in text
