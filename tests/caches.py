@@ -13,7 +13,14 @@ from cache_builder.corpus import Corpus, build_corpus, open_corpus
 from cache_builder.models import load_tokenizer
 from tests.conftest import color_examples
 
-SMALL = {"top_k": 4, "tail_samples": 2, "probe_sequences": 6, "probe_top_k": 8, "shard_positions": 63}
+SMALL = {
+    "top_k": 4,
+    "tail_samples": 2,
+    "logp_steps_per_nat": 256,
+    "probe_sequences": 6,
+    "probe_top_k": 8,
+    "shard_positions": 63,
+}
 SMALL |= {"chunk_positions": 21, "batch_tokens": 256}
 
 

@@ -248,19 +248,15 @@ def _degrees(full: Any, error: Any) -> float:
 
 
 def _plot(points: list[Point], entropy: float, path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for point in points:
+    figure, axes = pyplot.subplots(figsize=(10, 5))
+    for number, point in enumerate(points, 1):
         kind = "s" if "peer" in point.label else "o" if "samples" in point.label else "^"
-        axes.plot(point.bytes_per_position, point.degrees, kind, color="tab:red" if kind == "s" else "tab:blue")
-        axes.annotate(
-            point.label,
-            (point.bytes_per_position, point.degrees),
-            fontsize=6,
-            xytext=(3, 3),
-            textcoords="offset points",
-        )
+        place = (point.bytes_per_position, max(point.degrees, 0.01))
+        axes.plot(*place, kind, color="tab:red" if kind == "s" else "tab:blue", label=f"{number}  {point.label}")
+        axes.annotate(str(number), place, fontsize=7, xytext=(4, 3), textcoords="offset points")
     axes.axvline(80, color="grey", linewidth=0.5)
     axes.set(xlabel="bytes per position", ylabel="angle to the full gradient, degrees", yscale="log")
     axes.set_title(f"What a position costs and keeps (teacher's mean entropy {entropy:.2f} nats)")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
