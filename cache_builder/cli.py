@@ -41,15 +41,13 @@ def build(
 ) -> None:
     """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
     from cache_builder.build import build_cache, teacher_checkpoints
-    from cache_builder.locks import folder_lock
     from cache_builder.plan import parse_part
     from cache_builder.prepare import Prepared
 
     experiment = _experiment(context, config, overrides)
     part = parse_part(part_text)
     checkpoints = teacher_checkpoints(experiment)
-    with folder_lock(experiment.output_dir):
-        prepared = Prepared(experiment)
+    prepared = Prepared(experiment)
     complete = build_cache(
         experiment,
         prepared.train,

@@ -200,7 +200,7 @@ def save_experiment(experiment: BaseModel, path: str | Path) -> None:
     """Write every setting, defaults included, as TOML that `load_experiment` reads back to the same experiment."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")), encoding="utf-8")
     part.replace(path)
 

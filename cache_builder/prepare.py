@@ -3,7 +3,6 @@
 data ──▶ examples ──▶ [train a tokenizer]  ──▶ corpus/train, corpus/validation
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_builder.config import CacheExperiment, expand
 from cache_builder.corpus import Corpus, build_corpus
-from cache_builder.data import SOURCES, Split, load_splits
+from cache_builder.data import Split, load_splits
+from cache_builder.locks import folder_lock
 from cache_builder.models import load_tokenizer, train_tokenizer
 from cache_builder.stages import finish_stage, stage_result
+
+SPLITS = ("train", "validation", "test")
 
 
 class Prepared:
@@ -21,9 +23,10 @@ class Prepared:
 
     def __init__(self, experiment: CacheExperiment) -> None:
         self.examples: dict[str, Split] = load_splits(experiment.data, experiment.run.seed)
-        self.tokenizer = prepare_tokenizer(experiment, self.examples["train"])
-        self.train = self._corpus(experiment, "train")
-        self.validation = self._corpus(experiment, "validation") if len(self.examples["validation"]) else None
+        with folder_lock(experiment.output_dir):  # several processes of one run must not write one corpus
+            self.tokenizer = prepare_tokenizer(experiment, self.examples["train"])
+            self.train = self._corpus(experiment, "train")
+            self.validation = self._corpus(experiment, "validation") if len(self.examples["validation"]) else None
 
     def _corpus(self, experiment: CacheExperiment, split: str) -> Corpus:
         return build_corpus(
@@ -52,10 +55,13 @@ def prepare_tokenizer(experiment: CacheExperiment, train: Split) -> PreTrainedTo
 
 
 def _data_inputs(experiment: CacheExperiment) -> dict[str, Any]:
-    """Name the data: the settings that select it, and size and time of the files behind them."""
-    inputs: dict[str, Any] = {"data": experiment.data.model_dump(exclude_none=True), "seed": experiment.run.seed}
-    locations = [getattr(experiment.data, name) for name in ("train", "validation", "test")]
+    """Name the data: the settings that select it, and the sizes of the files that they name."""
+    data = experiment.data.model_dump(exclude_none=True)
+    locations = [data.get(name) for name in SPLITS]
+    locations += [rows.get(name) for rows in data.get("rows", {}).values() for name in SPLITS]
     files = [Path(expand(location)) for location in locations if location]
-    inputs["files"] = {str(path): path.stat().st_size for path in files if path.is_file()}
-    assert experiment.data.source == "files" or experiment.data.source in SOURCES
-    return json.loads(json.dumps(inputs))
+    return {
+        "data": data,
+        "seed": experiment.run.seed,
+        "file_bytes": {str(path): path.stat().st_size for path in files if path.is_file()},
+    }

@@ -58,7 +58,7 @@ def finished_result(folder: Path, what: str, command: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under another name, flush it to disk, then rename: readers see all of it or none."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
