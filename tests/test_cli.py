@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
@@ -122,6 +123,26 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished: Path, t
     assert "Traceback" not in messages, messages
     assert kills > 2
     assert table(tmp_path / "run") == table(finished.parent / "run")
+
+
+def test_two_processes_end_with_the_table_of_one_and_say_it_once(finished: Path, tmp_path: Path) -> None:
+    half_batches = [f"{section}.per_device_train_batch_size=4" for section in ("sft.teacher", "sft.student", "distill")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = ["trainer.cli", "run", str(finished), *into(tmp_path / "run")]
+    overrides = [part for override in half_batches for part in ("--set", override)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert table(tmp_path / "run") == table(finished.parent / "run")
+    assert done.stdout.count("report: ") == 1
+    ours, theirs = (
+        load_file(folder / "distill/scd+aw/seed-0/last/model.safetensors")
+        for folder in (tmp_path / "run", finished.parent / "run")
+    )
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, rtol=0, atol=1e-3, err_msg=name)
 
 
 def test_the_plan_loads_no_model(finished: Path) -> None:

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from cache_builder.cli import cache as cache_commands
 from cache_builder.errors import ConfigError, UserError
+from trainer.processes import is_main_process
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
 
-console = Console()
+console = Console(quiet=not is_main_process())
 
 
 class Commands(click.Group):
@@ -140,7 +141,8 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
 
     experiment = load(config, overrides)
     evaluate_models(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
-    console.print(results_table(experiment.output_dir))
+    if is_main_process():
+        console.print(results_table(experiment.output_dir))
 
 
 @main.command()
@@ -150,7 +152,8 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Write the table, the plots and one self-contained HTML page for one or more run folders."""
     from trainer.report import write_report
 
-    console.print(f"report: {write_report(list(runs), output)}", soft_wrap=True)
+    if is_main_process():
+        console.print(f"report: {write_report(list(runs), output)}", soft_wrap=True)
 
 
 @main.command()

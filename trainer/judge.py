@@ -19,6 +19,7 @@ from cache_builder.stages import STAGE_FILE, write_json
 from trainer.config import Experiment
 from trainer.evaluate import evaluate_model
 from trainer.model_card import write_model_cards
+from trainer.processes import on_main_process
 from trainer.schedules import best_checkpoint
 from trainer.student_losses import load_on_device, student_sft_folder
 from trainer.tasks import resolve_tasks
@@ -54,6 +55,10 @@ def evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, co
 
     Every distilled student's folder gets a card that says what it is and how it scored.
     """
+    on_main_process(lambda: _evaluate_models(experiment, prepared, cache, console))
+
+
+def _evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
     tasks = resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     known: dict[str, str] = {}
     for judged in judged_models(experiment, cache):

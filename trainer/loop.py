@@ -10,7 +10,6 @@
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from trainer.config import TrainingConfig
 from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
 from trainer.order import RowStream
+from trainer.processes import process_count
 from trainer.rows import Rows
 from trainer.schedules import StageChoice
 from trainer.weighting import TaidState
@@ -295,7 +295,7 @@ def rows_per_step(config: TrainingConfig, processes: int) -> int:
 
 def steps_of(config: TrainingConfig, sequences: int, epochs: int) -> int:
     """Return the optimizer steps of so many epochs, with as many processes as there are now."""
-    return -(-sequences * epochs // rows_per_step(config, int(os.environ.get("WORLD_SIZE", "1"))))
+    return -(-sequences * epochs // rows_per_step(config, process_count()))
 
 
 def _arguments(settings: LoopSettings) -> TrainingArguments:
@@ -319,7 +319,11 @@ def _arguments(settings: LoopSettings) -> TrainingArguments:
         save_total_limit=None if settings.save_at else 2,
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
-        **{"dataloader_pin_memory": torch.cuda.is_available(), **config.other_arguments},
+        **{
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": not torch.accelerator.is_available(),  # else several processes would each train alone
+            **config.other_arguments,
+        },
     )
 
 

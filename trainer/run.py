@@ -1,6 +1,8 @@
 """The whole way through, a stage at a time; what is complete is skipped, what was interrupted continues.
 
 prepare ─▶ sft teacher ─▶ cache build ─▶ sft student ─▶ losses ─▶ distill (method × seed) ─▶ evaluate ─▶ report
+
+On several processes each builds its part of the cache, all train, and the main one does the rest.
 """
 
 from pathlib import Path
@@ -9,19 +11,21 @@ from rich.console import Console
 
 from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.errors import CacheIncompleteError
+from cache_builder.plan import parse_part
 from cache_builder.prepare import Prepared
 from cache_builder.reader import open_cache
 from trainer.config import Experiment
 from trainer.distill import distill
 from trainer.judge import evaluate_models
+from trainer.processes import on_main_process, wait_for_all
 from trainer.report import results_table, write_report
 from trainer.sft import sft_student, sft_teacher
 from trainer.student_losses import write_student_losses
 from trainer.tasks import resolve_tasks
 
 
-def run_experiment(experiment: Experiment, console: Console) -> Path:
-    """Do every stage and return the report's path."""
+def run_experiment(experiment: Experiment, console: Console) -> None:
+    """Do every stage and print the table and the report's path."""
     console.rule(f"{experiment.output_dir}: prepare")
     prepared = Prepared(experiment)
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
@@ -31,11 +35,19 @@ def run_experiment(experiment: Experiment, console: Console) -> Path:
         console.rule("fine-tune the teacher")
         sft_teacher(experiment, prepared)
     console.rule("build the cache")
-    if not build_cache(
-        experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation
-    ):
-        raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
+    checkpoints = teacher_checkpoints(experiment)
+    build_cache(
+        experiment,
+        prepared.train,
+        prepared.tokenizer,
+        checkpoints,
+        prepared.validation,
+        part=parse_part(None),
+    )
+    wait_for_all()
     cache = open_cache(experiment.cache_url)
+    if not {name for name, _ in checkpoints} <= set(cache.checkpoints):
+        raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
     console.rule("fine-tune the student")
     sft_student(experiment, prepared)
     write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
@@ -46,10 +58,13 @@ def run_experiment(experiment: Experiment, console: Console) -> Path:
     console.rule("evaluate")
     evaluate_models(experiment, prepared, cache, console)
     console.rule("report")
-    report = write_report([experiment.output_dir], None)
-    console.print(results_table(experiment.output_dir))
+    on_main_process(lambda: _report(experiment.output_dir, console))
+
+
+def _report(output_dir: Path, console: Console) -> None:
+    report = write_report([output_dir], None)
+    console.print(results_table(output_dir))
     console.print(f"report: {report}", soft_wrap=True)
-    return report
 
 
 def describe_corpora(prepared: Prepared) -> list[str]:

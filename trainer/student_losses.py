@@ -18,14 +18,18 @@ from cache_builder.models import load_model, weights_fingerprint
 from cache_builder.reader import Cache
 from cache_builder.stages import finish_stage, stage_result
 from trainer.config import Experiment
+from trainer.processes import on_main_process
 
 
 def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> Path:
     """Run the student SFT over the cache's corpus and write `<output_dir>/losses/student.safetensors`."""
     folder, model_folder = experiment.output_dir / "losses", student_sft_folder(experiment)
     path = folder / "student.safetensors"
-    inputs = {"cache": cache.fingerprint, "weights": weights_fingerprint(str(model_folder), experiment.run.seed)}
-    if stage_result(folder, inputs) is None:
+
+    def write() -> None:
+        inputs = {"cache": cache.fingerprint, "weights": weights_fingerprint(str(model_folder), experiment.run.seed)}
+        if stage_result(folder, inputs) is not None:
+            return
         config = experiment.student.model_copy(update={"model": str(model_folder)})
         model = load_on_device(config, experiment.run.seed)
         losses = losses_of(
@@ -33,6 +37,8 @@ def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> P
         )
         write_losses(path, losses, cache.fingerprint)
         finish_stage(folder, {"mean": float(losses.mean())})
+
+    on_main_process(write)
     return path
 
 
