@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(BIN)/footsteps run configs/demo.toml
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

@@ -1,6 +1,9 @@
 """A tiny random Llama and a tiny tokenizer, made in the test process; and where the shared real data is."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a core each
+
 from collections.abc import Callable
 from pathlib import Path
 
