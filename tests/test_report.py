@@ -278,6 +278,20 @@ def test_the_terminal_table_has_a_line_per_model_and_its_interval(run_dir: Path)
         assert re.search(rf"{re.escape(name)} .*\d\d\.\d.* \[\d\d\.\d, \d+\.\d\]", text), name
 
 
+@pytest.mark.parametrize("width", [80, 50, 36])
+def test_a_narrow_terminal_shows_fewer_words_and_every_name_whole(run_dir: Path, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(results_table(run_dir))
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for task in TASKS:
+        assert task in text
+    for name in ("teacher SFT", "student SFT", *METHODS):
+        assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d", text), name
+    assert ("±" in text) == (width > 40)
+
+
 def test_every_column_of_the_sequences_file_is_there_for_every_sequence(run_dir: Path) -> None:
     rows = read_csv_of_report(run_dir, "sequences")
     assert len(rows) == SEQUENCES

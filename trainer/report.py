@@ -17,14 +17,13 @@ from pathlib import Path
 
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
 from cache_builder.errors import MissingError
 from trainer.report_overview import report_of
 from trainer.report_parts import DataTable
 from trainer.run_reader import read_run
-from trainer.summary import Cell, ResultTable, result_table
+from trainer.summary import result_table
+from trainer.terminal_table import TerminalTable
 
 SHOWN_ROWS = 200
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,29 +58,9 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
     return page
 
 
-def results_table(run_dir: Path) -> Table:
+def results_table(run_dir: Path) -> TerminalTable:
     """Return the table that ends `footsteps run`: models × tasks, ×100, for the terminal."""
-    results = result_table(read_run(run_dir))
-    table = Table(
-        title="Test set, ×100",
-        caption=Text(
-            "[low, high]: 95 % interval over test rows · bold: best student · "
-            "▲ ▼: above, below the teacher (paired by row, p < 0.05, Holm)"
-        ),
-    )
-    table.add_column("model")
-    for task, metric in results.tasks.items():
-        table.add_column(Text(f"{task}\n{metric}"), justify="right", no_wrap=True)
-    if len(results.tasks) > 1:
-        table.add_column("mean", justify="right")
-    for row in results.rows:
-        cells = [_terminal_cell(row.cells.get(task)) for task in results.tasks]
-        if len(results.tasks) > 1:
-            average = "–" if row.average is None else f"{100 * row.average:.1f}"
-            cells.append(Text(average, style="bold" if row.best_average else ""))
-        label = Text(row.label, style="italic" if row.kind == "teacher" else "")
-        table.add_row(label, *cells, end_section=row.kind != "method" and row is _last_reference(results))
-    return table
+    return TerminalTable(result_table(read_run(run_dir)))
 
 
 def write_page(path: Path, template: str, **values: object) -> None:
@@ -158,21 +137,6 @@ def _write_bytes(path: Path, content: bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     part.replace(path)
-
-
-def _terminal_cell(cell: Cell | None) -> Text:
-    if cell is None:
-        return Text("–")
-    spread = "" if cell.std is None else f" ± {100 * cell.std:.1f}"
-    mark = {"above": " ▲", "below": " ▼"}.get(cell.mark, "  ")
-    text = Text(f"{100 * cell.mean:.1f}{spread}", style="bold" if cell.best else "")
-    text.append(f" [{points(cell.low)}, {points(cell.high)}]", style="not bold dim")
-    text.append(mark)
-    return text
-
-
-def _last_reference(results: ResultTable) -> object:
-    return next((row for row in reversed(results.rows) if row.kind != "method"), None)
 
 
 def _count(number: float | None) -> str:
