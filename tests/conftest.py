@@ -11,8 +11,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.models import train_tokenizer
-from tests.toys import color_examples
+from cache_builder.prepare import Prepared
+from cache_builder.reader import Cache, open_cache
+from tests.toys import DROPOUT, color_examples, load_toy, write_toy
+from trainer.config import Experiment
+from trainer.sft import sft_student, sft_teacher
+from trainer.student_losses import write_student_losses
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +51,34 @@ def make_model() -> Callable[..., LlamaForCausalLM]:
             return LlamaForCausalLM(config).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy experiment up to the students' losses, its student with dropout; `toy` opens it."""
+    folder = tmp_path_factory.mktemp("toy")
+    experiment = load_toy(write_toy(folder, attention_dropout=DROPOUT))
+    prepared = Prepared(experiment)
+    sft_teacher(experiment, prepared)
+    build_cache(experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation)
+    sft_student(experiment, prepared)
+    write_student_losses(experiment, open_cache(experiment.cache_url), prepared.tokenizer.pad_token_id)
+    return folder
+
+
+@pytest.fixture
+def toy(built_toy: Path, tmp_path: Path) -> Callable[..., tuple[Experiment, Cache, Prepared]]:
+    """Open the built experiment with other settings; its students go to a folder of the test's own."""
+
+    def open_toy(*overrides: str) -> tuple[Experiment, Cache, Prepared]:
+        output_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        output_dir.mkdir()
+        for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
+            (output_dir / name).symlink_to(built_toy / "run" / name)
+        experiment = load_toy(built_toy / "experiment.toml", f"run.output_dir='{output_dir}'", *overrides)
+        return experiment, open_cache(experiment.cache_url), Prepared(experiment)
+
+    return open_toy
 
 
 @pytest.fixture(scope="session")

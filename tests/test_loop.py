@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.errors import CacheMismatchError, TrainingError
 from cache_builder.prepare import Prepared
-from cache_builder.reader import Cache, open_cache
-from tests.toys import load_toy, write_toy
+from cache_builder.reader import Cache
+from tests.toys import DROPOUT
 from trainer import distill as distilling
+from trainer.callbacks import StageCallback
 from trainer.config import Experiment
 from trainer.distill import DistillTrainer, distill
-from trainer.callbacks import StageCallback
 from trainer.rows import CachedRows
-from trainer.sft import sft_student, sft_teacher
-from trainer.student_losses import write_student_losses
-
-DROPOUT = 0.1
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy experiment up to the students' losses; tests copy it."""
-    folder = tmp_path_factory.mktemp("toy")
-    experiment = load_toy(write_toy(folder, attention_dropout=DROPOUT))
-    prepared = Prepared(experiment)
-    sft_teacher(experiment, prepared)
-    build_cache(experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation)
-    sft_student(experiment, prepared)
-    write_student_losses(experiment, open_cache(experiment.cache_url), prepared.tokenizer.pad_token_id)
-    return folder
-
-
-@pytest.fixture
-def toy(built: Path, tmp_path: Path) -> Callable[..., tuple[Experiment, Cache, Prepared]]:
-    """Open the built experiment with other settings; its students go to a folder of the test's own."""
-
-    def open_toy(*overrides: str) -> tuple[Experiment, Cache, Prepared]:
-        output_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        output_dir.mkdir()
-        for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
-            (output_dir / name).symlink_to(built / "run" / name)
-        experiment = load_toy(built / "experiment.toml", f"run.output_dir='{output_dir}'", *overrides)
-        return experiment, open_cache(experiment.cache_url), Prepared(experiment)
-
-    return open_toy
 
 
 def weights(folder: Path, which: str = "last") -> dict[str, np.ndarray]:
@@ -257,7 +223,7 @@ distill(experiment, "td+aw", 0, open_cache(experiment.cache_url), Prepared(exper
 """
 
 
-def test_two_processes_give_the_weights_of_one(toy: Any, built: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_weights_of_one(toy: Any, built_toy: Path, tmp_path: Path) -> None:
     experiment, cache, prepared = toy()
     without_dropout(experiment)
     alone = weights(distill(experiment, "td+aw", 0, cache, prepared))
@@ -269,7 +235,7 @@ def test_two_processes_give_the_weights_of_one(toy: Any, built: Path, tmp_path: 
         "distill.per_device_train_batch_size=4",
         "distill.use_cpu=true",
     ]
-    config = str(built / "experiment.toml")
+    config = str(built_toy / "experiment.toml")
     script.write_text(SCRIPT.format(root=str(Path(__file__).parents[1]), config=config, overrides=overrides))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=240)

@@ -9,6 +9,7 @@ from cache_builder.config import load_experiment
 from cache_builder.data import Example
 from trainer.config import Experiment
 
+DROPOUT = 0.1
 COLORS = ("red", "green", "blue", "amber", "violet", "grey")
 
 

@@ -103,11 +103,14 @@ def losses(config: Path, overrides: tuple[str, ...]) -> None:
     """Compute the student SFT's loss on every training sequence, for adaptive weighting."""
     from cache_builder.prepare import Prepared
     from cache_builder.reader import open_cache
+    from trainer.crossfit import needs_crossfit, write_crossfit_losses
     from trainer.student_losses import write_student_losses
 
     experiment = load(config, overrides)
-    pad_id = Prepared(experiment).tokenizer.pad_token_id
-    path = write_student_losses(experiment, open_cache(experiment.cache_url), pad_id)
+    cache, prepared = open_cache(experiment.cache_url), Prepared(experiment)
+    path = write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
+    if needs_crossfit(experiment):
+        path = write_crossfit_losses(experiment, prepared, cache)
     console.print(f"losses: {path}", soft_wrap=True)
 
 

@@ -123,6 +123,8 @@ class DistillConfig(TrainingConfig):
     """What SCD compares checkpoints by: §5.2's divergences on the probe, or §5.1's risks."""
     temperature: float = Field(1.0, gt=0)
     """Softmax temperature of both sides of the divergence."""
+    aw_source: Literal["train", "crossfit"] = "train"
+    """Losses that AW compares: on the data that both models trained on, or of models that trained on the other half."""
     hard_aw_delta: float = Field(0.1, ge=0, lt=0.5)
     """Half-width of hard AW's undecided band."""
     aw_sharpness: float = Field(1.0, ge=0)

@@ -24,12 +24,13 @@ from cache_builder.stages import finish_stage, stage_result, write_json
 from cache_builder.targets import SparseTargets, bucket_kl, retained_mass_at_least
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
 from trainer.config import Experiment
+from trainer.crossfit import read_aw_losses
 from trainer.loop import LoopSettings, SequenceTrainer
 from trainer.methods import Method, get_method
 from trainer.order import RowStream
 from trainer.rows import CachedRows
 from trainer.schedules import StageChoice, best_checkpoint, choose, risk_terms
-from trainer.student_losses import read_losses, student_sft_folder, write_losses
+from trainer.student_losses import student_sft_folder, write_losses
 from trainer.weighting import adaptive_weights, hard_weights
 
 
@@ -139,8 +140,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
     start = _start(experiment)
     weighted = method.weighting != "constant"
-    losses_path = experiment.output_dir / "losses" / "student.safetensors"
-    student_loss_N = read_losses(losses_path, cache) if weighted else None
+    losses = read_aw_losses(experiment, cache) if weighted else None
     folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"
     inputs = {
         "method": vars(method),
@@ -152,15 +152,15 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "checkpoints": {name: cache.checkpoint(name).identity.weights_fingerprint for name in cache.checkpoints},
         "best": best,
         "validation": prepared.validation.fingerprint if prepared.validation else None,
-        "student_losses": float(student_loss_N.sum()) if student_loss_N is not None else None,
+        "student_losses": float(losses.student_N.sum()) if losses is not None else None,
     }
     if stage_result(folder, inputs) is not None:
         return folder
 
     def weights_of(checkpoint: str) -> np.ndarray:
-        if student_loss_N is None:
+        if losses is None:
             return np.full(len(cache.corpus), config.alpha)
-        weights = adaptive_weights(student_loss_N, cache.losses(checkpoint), config.aw_sharpness)
+        weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), config.aw_sharpness)
         return hard_weights(weights, config.hard_aw_delta) if method.weighting == "hard-aw" else weights
 
     model = load_model(start, seed)
@@ -189,9 +189,9 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         ),
     )
     progress = trainer.run()
-    losses = trainer.corpus_losses(cache.corpus)
+    final_losses = trainer.corpus_losses(cache.corpus)
     if trainer.is_world_process_zero():
-        write_losses(folder / "losses.safetensors", losses, cache.fingerprint)
+        write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
         plan = {
             "method": method.name,
             "seed": seed,

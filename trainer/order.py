@@ -28,10 +28,19 @@ def epoch_order(
 
 
 class RowStream:
-    """The endless stream of rows, epoch after epoch, cut anywhere."""
+    """The endless stream of all rows, or of those in `chosen`, epoch after epoch, cut anywhere."""
 
-    def __init__(self, position_offsets: np.ndarray, chunk_positions: int, window_chunks: int, seed: int) -> None:
-        self.position_offsets = position_offsets
+    def __init__(
+        self,
+        position_offsets: np.ndarray,
+        chunk_positions: int,
+        window_chunks: int,
+        seed: int,
+        chosen: np.ndarray | None = None,
+    ) -> None:
+        if chosen is not None:
+            position_offsets = np.concatenate([[0], np.cumsum(np.diff(position_offsets)[chosen])])
+        self.position_offsets, self.chosen = position_offsets, chosen
         self.chunk_positions, self.window_chunks, self.seed = chunk_positions, window_chunks, seed
 
     def rows(self, start: int, stop: int) -> Iterator[int]:
@@ -39,4 +48,6 @@ class RowStream:
         n = len(self.position_offsets) - 1
         for epoch in range(start // n, -(-stop // n)):
             order = epoch_order(self.position_offsets, self.chunk_positions, self.window_chunks, self.seed, epoch)
+            if self.chosen is not None:
+                order = self.chosen[order]
             yield from order[max(0, start - epoch * n) : stop - epoch * n].tolist()

@@ -15,6 +15,7 @@ from cache_builder.plan import parse_part
 from cache_builder.prepare import Prepared
 from cache_builder.reader import open_cache
 from trainer.config import Experiment
+from trainer.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.distill import distill
 from trainer.judge import evaluate_models
 from trainer.processes import on_main_process, wait_for_all
@@ -51,6 +52,9 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     console.rule("fine-tune the student")
     sft_student(experiment, prepared)
     write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
+    if needs_crossfit(experiment):
+        console.rule("cross-fit the losses")
+        write_crossfit_losses(experiment, prepared, cache)
     for seed in experiment.distill.seeds:
         for method in experiment.distill.methods:
             console.rule(f"distill: {method}, seed {seed}")

@@ -4,39 +4,44 @@ teacher/checkpoint-<step>/   N model folders, and checkpoints.json with each one
 student/last  student/best   the student SFT: the baseline, and the L_S of adaptive weighting
 """
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cache_builder.config import ModelConfig
+import numpy as np
+
 from cache_builder.errors import ConfigError
 from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
 from cache_builder.prepare import Prepared
 from cache_builder.stages import finish_stage, stage_result, write_json
-from trainer.config import Experiment, SftConfig
+from trainer.config import Experiment
 from trainer.loop import LoopSettings, SequenceTrainer, steps_of
 from trainer.order import RowStream
 from trainer.rows import Rows
 
 ORDER_CHUNK_POSITIONS = 4096
 
+Role = Literal["teacher", "student"]
+
 
 def sft_teacher(experiment: Experiment, prepared: Prepared) -> Path:
     """Fine-tune the teacher into `<output_dir>/teacher`, keeping `teacher.checkpoints` states of it."""
-    assert isinstance(experiment.teacher.checkpoints, int)
-    return _sft(
-        experiment, prepared, experiment.teacher, experiment.sft.teacher, "teacher", experiment.teacher.checkpoints
-    )
+    return fine_tune(experiment, prepared, "teacher", experiment.output_dir / "teacher")
 
 
 def sft_student(experiment: Experiment, prepared: Prepared) -> Path:
     """Fine-tune the student into `<output_dir>/student`."""
-    return _sft(experiment, prepared, experiment.student, experiment.sft.student, "student", 0)
+    return fine_tune(experiment, prepared, "student", experiment.output_dir / "student")
 
 
-def _sft(
-    experiment: Experiment, prepared: Prepared, model_config: ModelConfig, config: SftConfig, name: str, keep: int
+def fine_tune(
+    experiment: Experiment, prepared: Prepared, role: Role, folder: Path, rows: np.ndarray | None = None
 ) -> Path:
-    folder = experiment.output_dir / name
+    """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
+    model_config = experiment.teacher if role == "teacher" else experiment.student
+    config = experiment.sft.teacher if role == "teacher" else experiment.sft.student
+    keep = experiment.teacher.checkpoints if role == "teacher" else 0
+    assert isinstance(keep, int)
     inputs: dict[str, Any] = {
         "model": model_config.model_dump(exclude={"checkpoints"}),
         "weights": weights_fingerprint(model_config.model, experiment.run.seed),
@@ -46,14 +51,18 @@ def _sft(
         "validation": prepared.validation.fingerprint if prepared.validation else None,
         "seed": experiment.run.seed,
     }
+    if rows is not None:
+        inputs["rows"] = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     if stage_result(folder, inputs) is not None:
         return folder
     model = load_model(model_config, experiment.run.seed)
     check_vocabulary(model, prepared.tokenizer, model_config.model)
-    total_steps = steps_of(config, len(prepared.train), config.num_train_epochs)
+    corpus = prepared.train
+    sequences = len(corpus) if rows is None else len(rows)
+    total_steps = steps_of(config, sequences, config.num_train_epochs)
     if keep > total_steps:
         raise ConfigError(
-            f"teacher.checkpoints = {keep}, but fine-tuning has only {total_steps} steps; "
+            f"teacher.checkpoints = {keep}, but fine-tuning on {sequences} sequences has only {total_steps} steps; "
             "ask for fewer checkpoints, more epochs or a smaller batch"
         )
     kept_steps = sorted({round(total_steps * (index + 1) / keep) for index in range(keep)})
@@ -65,9 +74,8 @@ def _sft(
         epochs_per_stage=config.num_train_epochs,
         save_at=frozenset(kept_steps),
     )
-    corpus = prepared.train
     pad_id = prepared.tokenizer.pad_token_id
-    stream = RowStream(corpus.position_offsets, ORDER_CHUNK_POSITIONS, len(corpus), experiment.run.seed)
+    stream = RowStream(corpus.position_offsets, ORDER_CHUNK_POSITIONS, len(corpus), experiment.run.seed, rows)
     trainer = SequenceTrainer(
         model, prepared.tokenizer, Rows(corpus, corpus.sample_ids, pad_id), prepared.validation, settings, stream
     )
