@@ -289,7 +289,7 @@ def test_a_narrow_terminal_shows_fewer_words_and_every_name_whole(run_dir: Path,
         assert task in text
     for name in ("teacher SFT", "student SFT", *METHODS):
         assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d", text), name
-    assert ("±" in text) == (width > 40)
+    assert ("±" in text) == (width == 80)
 
 
 def test_every_column_of_the_sequences_file_is_there_for_every_sequence(run_dir: Path) -> None:

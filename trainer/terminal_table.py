@@ -51,11 +51,11 @@ class TerminalTable:
                 return
         while tasks:
             count = len(tasks)
-            while count > 1 and _width(console, options, self._table(tasks[:count], detail, last=False)) > (
-                options.max_width
-            ):
+            table = self._table(tasks, detail, last=True)
+            while count > 1 and _width(console, options, table) > options.max_width:
                 count -= 1
-            yield self._table(tasks[:count], detail, last=count == len(tasks))
+                table = self._table(tasks[:count], detail, last=False)
+            yield table
             tasks = tasks[count:]
 
     def _table(self, tasks: Sequence[str], detail: Detail, *, last: bool) -> Table:
