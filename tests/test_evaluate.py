@@ -4,17 +4,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.config import TextConfig
 from cache_builder.data import Example
-from cache_builder.errors import ConfigError, DataError
+from cache_builder.errors import ConfigError, DataError, ModelError
 from cache_builder.text import encode, encode_prompt
 from tests.toys import COLORS, color_examples
 from trainer.evaluate import EvaluateConfig, evaluate_model
-from trainer.generation import find_stop_ids, generate, likeliest, with_answer
+from trainer.generation import find_stop_ids, generate, with_answer
+from trainer.likelihood import completion_logp, likeliest, one_by_one
 from trainer.tasks import TaskConfig, resolve_tasks
 
 MakeModel = Callable[..., LlamaForCausalLM]
@@ -186,9 +188,59 @@ def test_likelihood_judges_the_last_turn_only(make_model: MakeModel, tokenizer: 
         make_model(), tokenizer, [example, second], [COLORS, COLORS[:2]], chat_template="plain", max_length=96,
         advance=done.append,
     )  # fmt: skip
-    encoded = [encode(with_answer(second, color), tokenizer, "plain", 96) for color in [*COLORS, *COLORS[:2]]]
-    assert outputs.tokens == sum(sum(one.completion) for one in encoded if one is not None)
+    chosen = [encode(with_answer(second, color), tokenizer, "plain", 96) for color in outputs.texts]
+    assert outputs.tokens == sum(sum(one.completion) for one in chosen if one is not None)
     assert sum(done) == 2
+
+
+def test_choices_scored_from_one_pass_over_the_prompt_equal_those_scored_one_by_one(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.likelihood.BATCH_TOKENS", 64)
+    monkeypatch.setattr("trainer.likelihood.BATCH_LOGITS", 3_000)
+    model = make_model(initializer_range=0.3).double()
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, 300, length).tolist() for length in (3, 9, 17, 4, 30, 1)]
+    sequences = [
+        (prompt, rng.integers(2, 300, length).tolist()) for prompt in [*prompts, prompts[0]] for length in (1, 4, 2, 7)
+    ]
+    passes: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, options: passes.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    done: list[int] = []
+    with torch.inference_mode():
+        ours = completion_logp(model, sequences, 300, 1, done.extend)
+        shared = sum(passes)
+        expected = one_by_one(sequences, model, 300, 1)
+    assert sorted(done) == list(range(len(sequences)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    assert shared < sum(len(prompt) + len(completion) for prompt, completion in sequences)
+
+
+def test_a_model_without_plain_keys_and_values_is_scored_one_by_one(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(initializer_range=0.3)
+    sequences = [([5, 6, 7], [8, 9]), ([5, 6, 7], [9]), ([4, 3], [2, 2, 2])]
+    with torch.inference_mode():
+        expected = completion_logp(model, sequences, 300, 1)
+        for name, value in (("DynamicCache", torch.Tensor), ("NEEDED", {"cache_params"})):
+            monkeypatch.setattr(f"trainer.likelihood.{name}", value)
+            done: list[int] = []
+            np.testing.assert_allclose(completion_logp(model, sequences, 300, 1, done.extend), expected, rtol=1e-4)
+            assert sorted(done) == [0, 1, 2]
+            monkeypatch.undo()
+
+
+def test_a_model_that_says_nan_is_refused_by_the_example(
+    make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match=color_examples(1)[0]["id"]):
+        likeliest(model, tokenizer, color_examples(1), [COLORS], chat_template="plain", max_length=96)
 
 
 def test_a_judged_model_is_left_as_it_was(

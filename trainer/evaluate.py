@@ -21,7 +21,8 @@ from cache_builder.data import Example
 from cache_builder.errors import ConfigError, DataError
 from cache_builder.text import encode_prompt
 from trainer.answers import Answer
-from trainer.generation import Outputs, find_stop_ids, generate, likeliest
+from trainer.generation import Outputs, find_stop_ids, generate
+from trainer.likelihood import likeliest
 from trainer.metrics import MetricName, count_score, counts_GP, is_row_metric, label_indices, row_scores
 from trainer.statistics import interval, mean_interval
 from trainer.tasks import Task

@@ -1,7 +1,6 @@
-"""Answers of a causal LM: written greedily, or the likeliest of the given choices.
+"""Answers of a causal LM, written greedily.
 
 prompts, longest first ─▶ left-padded batches ─▶ generate, first len(tokenizer) logits only ─▶ ids up to the stop
-prompt + each choice   ─▶ encode, as in training ─▶ Σ log p(choice and its end of turn)     ─▶ the likeliest
 """
 
 import time
@@ -18,13 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cache_builder.batches import collate, plan_batches
-from cache_builder.capture import gold_logp, sequence_losses
 from cache_builder.data import Example
-from cache_builder.errors import DataError
 from cache_builder.text import encode
-
-LIKELIHOOD_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -56,14 +50,14 @@ def generate(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=list(stop_ids),
-        pad_token_id=_pad_id(tokenizer),
+        pad_token_id=pad_id(tokenizer),
     )
     known_only = LogitsProcessorList([_KnownTokens(len(tokenizer))])
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     texts, tokens, seconds = [""] * len(prompts), 0, 0.0
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
-        input_ids, attention_mask = _pad_left([prompts[row] for row in rows], _pad_id(tokenizer))
+        input_ids, attention_mask = pad_left([prompts[row] for row in rows], pad_id(tokenizer))
         began = time.perf_counter()
         written: torch.Tensor = model.generate(  # type: ignore[operator]
             input_ids.to(model.device),
@@ -78,44 +72,6 @@ def generate(
             texts[row] = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
         advance(len(rows))
     return Outputs(texts, tokens, seconds)
-
-
-@torch.inference_mode()
-def likeliest(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    labels: Sequence[Sequence[str]],
-    *,
-    chat_template: str | None,
-    max_length: int,
-    advance: Callable[[int], None] = lambda rows: None,
-) -> Outputs:
-    """Return the choice of each row with the highest probability, its end of turn included; ties go to the first.
-
-    Raises:
-        DataError: a choice does not fit `max_length`.
-    """
-    sequences: list[tuple[np.ndarray, np.ndarray]] = []
-    for example, choices in zip(examples, labels, strict=True):
-        for choice in choices:
-            encoded = encode(with_answer(example, choice), tokenizer, chat_template, max_length)
-            if encoded is None:
-                raise DataError(f"example {example['id']!r}: the choice {choice!r} does not fit {max_length} tokens")
-            sequences.append((np.array(encoded.input_ids), _last_turn_only(np.array(encoded.completion))))
-    owner = np.repeat(np.arange(len(labels)), [len(choices) for choices in labels])
-    logp, waiting = np.empty(len(sequences)), np.bincount(owner)
-    began = time.perf_counter()
-    for rows in plan_batches(np.array([len(ids) for ids, _ in sequences]), LIKELIHOOD_BATCH_TOKENS):
-        batch = collate([sequences[row] for row in rows], _pad_id(tokenizer))
-        logp[rows] = -sequence_losses(batch, gold_logp(model, batch, len(tokenizer)))
-        before = np.count_nonzero(waiting)
-        np.subtract.at(waiting, owner[rows], 1)
-        advance(int(before - np.count_nonzero(waiting)))
-    seconds = time.perf_counter() - began
-    best = [int(np.argmax(own)) for own in np.split(logp, np.flatnonzero(np.diff(owner)) + 1)]
-    texts = [choices[index] for choices, index in zip(labels, best, strict=True)]
-    return Outputs(texts, sum(int(completion.sum()) for _, completion in sequences), seconds)
 
 
 def with_answer(example: Example, answer: str) -> Example:
@@ -137,7 +93,8 @@ def find_stop_ids(
     return sorted(token for token in ids if token < len(tokenizer))
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the pad token, which `load_tokenizer` gives every tokenizer."""
     assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer gives every tokenizer a pad token"
     return tokenizer.pad_token_id
 
@@ -153,7 +110,7 @@ class _KnownTokens(LogitsProcessor):
         return scores
 
 
-def _pad_left(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad on the left; the mask is by length, because the pad token may be eos."""
     width = max(len(ids) for ids in prompts)
     input_ids = torch.full((len(prompts), width), pad_id)
@@ -162,11 +119,3 @@ def _pad_left(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, 
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
     return input_ids, attention_mask
-
-
-def _last_turn_only(completion: np.ndarray) -> np.ndarray:
-    """Keep the last run of True."""
-    prompt_ends = np.flatnonzero(~completion[: np.flatnonzero(completion)[-1]])
-    kept = completion.copy()
-    kept[: prompt_ends[-1] + 1 if len(prompt_ends) else 0] = False
-    return kept
