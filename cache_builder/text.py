@@ -4,7 +4,8 @@
                                   each segment tokenised by itself               its end-of-turn token included
 
 Because a segment is tokenised by itself, the ids that precede a completion in training are exactly those that the
-model is given when it has to write that completion.
+model is given when it has to write that completion. Where a template has no place for a system message, it opens the
+first user message, an empty line between them.
 """
 
 import hashlib
@@ -107,7 +108,7 @@ def encode_prompt(
 
 def _segments(example: Example, tokenizer: PreTrainedTokenizerBase, template: str) -> list[tuple[list[int], bool]]:
     """Split a rendered conversation at its assistant turns: [(ids, whether it is a completion), …]."""
-    messages = example["messages"]
+    messages = _fitting_roles(example["messages"], tokenizer, template)
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns or turns[0] == 0:
         raise DataError(f"example {example['id']!r} has no completion; expected an assistant turn after a prompt")
@@ -136,6 +137,20 @@ def _segments(example: Example, tokenizer: PreTrainedTokenizerBase, template: st
         segments.append((completion, True))
         rendered = prompt + completion_text
     return segments
+
+
+def _fitting_roles(messages: list[Message], tokenizer: PreTrainedTokenizerBase, template: str) -> list[Message]:
+    """Join a leading system message to the user's where the template refuses it, or would leave it out unseen."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return messages
+    probe: list[Message] = [{"role": "system", "content": "system-probe"}, {"role": "user", "content": "user"}]
+    try:
+        if "system-probe" in _render("", probe, tokenizer, template, add_generation_prompt=True):
+            return messages
+    except DataError:
+        pass  # the template refuses the role; whatever else is wrong with it shows when the example is rendered
+    joined: Message = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [joined, *messages[2:]]
 
 
 def _render(

@@ -84,6 +84,50 @@ def test_an_example_without_a_completion_is_refused_by_its_id(
         encode(example(*turns), tokenizer, "plain", 64)
 
 
+REFUSING = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|end|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
+)
+DROPPING = (
+    "{% for m in messages if m.role != 'system' %}<|end|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [REFUSING, DROPPING])
+def test_without_a_system_role_the_system_message_opens_the_user_s(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    conversation = example("red?", "green", "blue?", "amber")
+    conversation["messages"].insert(0, {"role": "system", "content": "Name a color."})
+    prompt = "<|end|>user: Name a color.\n\nred?<|end|>assistant: "
+    encoded = encode(conversation, tokenizer, template, 200)
+    assert encoded is not None
+    assert tokenizer.decode(encoded.input_ids).startswith(prompt + "green")
+    assert (
+        tokenizer.decode(encode_prompt({**conversation, "messages": conversation["messages"][:3]}, tokenizer, template))
+        == prompt
+    )
+    assert conversation["messages"][0]["role"] == "system", "the example itself is left alone"
+
+
+def test_a_template_with_a_system_role_gets_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    conversation = example("red?", "green")
+    conversation["messages"].insert(0, {"role": "system", "content": "Name a color."})
+    text = tokenizer.decode(encode_prompt(conversation, tokenizer, CHAT))
+    assert text == "<|end|>system: Name a color.<|end|>user: red?<|end|>assistant: "
+
+
+def test_a_system_message_that_cannot_be_joined_is_refused_by_the_examples_id(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    conversation = example("red?", "green")
+    conversation["messages"] = [{"role": "system", "content": "Hi."}, conversation["messages"][1]]
+    with pytest.raises(DataError, match="fails on example 'one': System role not supported"):
+        encode(conversation, tokenizer, REFUSING, 64)
+
+
 def test_a_template_that_rewrites_the_prompt_is_refused_by_the_examples_id(tokenizer: PreTrainedTokenizerBase) -> None:
     rewriting = "{{ messages | length }} {% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(DataError, match="breaks the prompt of example 'one'"):
