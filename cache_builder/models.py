@@ -25,6 +25,8 @@ from cache_builder.errors import MissingError, ModelError
 
 EOS_TOKEN = "<|end|>"
 PAD_TOKEN = "<|pad|>"
+CONFIG_FILES = ("config.json", "adapter_config.json")
+"""What a model's folder, or that of LoRA adapters, has one of."""
 
 
 def resolve(location: str) -> tuple[str, str | None]:
@@ -110,6 +112,11 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None) -> P
     return model.eval()
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Say whether a folder holds a model, or adapters that name their base."""
+    return any((folder / name).is_file() for name in CONFIG_FILES)
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Refuse a model with fewer embedding rows than the tokenizer has tokens.
 
@@ -133,7 +140,8 @@ def weights_fingerprint(location: str, seed: int) -> str:
 
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     digest = hashlib.sha256(b"footsteps weights 1")
-    model_config = json.loads((folder / "config.json").read_text())
+    config_file = next((name for name in CONFIG_FILES if (folder / name).is_file()), CONFIG_FILES[0])
+    model_config = json.loads((folder / config_file).read_text())
     for changed_by_saving in ("transformers_version", "_name_or_path", "dtype"):
         model_config.pop(changed_by_saving, None)
     digest.update(json.dumps(model_config, sort_keys=True).encode())

@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from transformers import TrainingArguments
 
-from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, Section
+from cache_builder.config import CacheExperiment, InvalidKeyError, Section
 from trainer.evaluate import EvaluateConfig
+from trainer.lora import StudentConfig
 from trainer.methods import get_method
 from trainer.tasks import TaskConfig
 
@@ -27,6 +28,7 @@ OURS = {
     "remove_unused_columns": "nothing: it would drop the teacher's columns",
     "logging_nan_inf_filter": "nothing: it would hide a non-finite loss",
     "load_best_model_at_end": "nothing: best/ and last/ are both kept",
+    "train_sampling_strategy": "length_grouped",
     "dataloader_drop_last": "nothing: every batch is full",
     "dataloader_persistent_workers": "nothing: a worker that outlives a stage would serve its teacher",
 }
@@ -56,6 +58,8 @@ class TrainingConfig(Section):
     """AdamW's weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm."""
+    length_grouped: bool = False
+    """Give a step sequences of like length, which saves padding; the order is then less random."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints to resume from; unless given, at the end of each epoch (of each stage)."""
     eval_steps: int | None = Field(None, ge=1)
@@ -147,7 +151,7 @@ class DistillConfig(TrainingConfig):
 class Experiment(CacheExperiment):
     """One TOML file."""
 
-    student: ModelConfig
+    student: StudentConfig
     sft: SftPair = SftPair()
     distill: DistillConfig = DistillConfig()
     tasks: dict[str, TaskConfig] = Field({})

@@ -1,7 +1,7 @@
 """Every setting with its type, default and meaning, made from the schema itself."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,7 +15,8 @@ def describe_config(schema: type[BaseModel]) -> str:
 
 
 def _lines(schema: type[BaseModel], path: str) -> Iterator[str]:
-    sections = {name: field for name, field in schema.model_fields.items() if _is_section(field)}
+    found = {name: _section_of(field) for name, field in schema.model_fields.items()}
+    sections = {name: section for name, section in found.items() if section is not None}
     own = {name: field for name, field in schema.model_fields.items() if name not in sections}
     if path and own:
         yield f"\n[{path}]"
@@ -23,12 +24,16 @@ def _lines(schema: type[BaseModel], path: str) -> Iterator[str]:
         default = "required" if field.is_required() else f"default {field.default!r}"
         yield f"{name}: {_type_name(field.annotation)}, {default}"
         yield f"    {field.description or ''}"
-    for name, field in sections.items():
-        yield from _lines(field.annotation, f"{path}.{name}" if path else name)  # type: ignore[arg-type]
+    for name, section in sections.items():
+        yield from _lines(section, f"{path}.{name}" if path else name)
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    """Return the section that a field is, or may be."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def _type_name(annotation: Any) -> str:

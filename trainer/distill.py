@@ -15,9 +15,8 @@ from rich.console import Console
 
 from cache_builder.batches import collate, plan_batches
 from cache_builder.capture import probe_logp
-from cache_builder.config import ModelConfig
 from cache_builder.errors import CacheMismatchError
-from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
+from cache_builder.models import check_vocabulary, weights_fingerprint
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache
 from cache_builder.stages import finish_stage, stage_result, write_json
@@ -26,6 +25,7 @@ from cache_builder.text import template_fingerprint, tokenizer_fingerprint
 from trainer.config import Experiment
 from trainer.crossfit import read_aw_losses
 from trainer.loop import LoopSettings, SequenceTrainer
+from trainer.lora import StudentConfig, load_student, merge_saved
 from trainer.methods import Method, get_method
 from trainer.order import RowStream
 from trainer.rows import CachedRows
@@ -147,6 +147,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "seed": seed,
         "start": start.model_dump(),
         "weights": weights_fingerprint(start.model, seed),
+        "base": weights_fingerprint(experiment.student.model, seed),
         "training": config.result_options("methods", "seeds"),
         "cache": cache.fingerprint,
         "checkpoints": {name: cache.checkpoint(name).identity.weights_fingerprint for name in cache.checkpoints},
@@ -163,7 +164,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), config.aw_sharpness)
         return hard_weights(weights, config.hard_aw_delta) if method.weighting == "hard-aw" else weights
 
-    model = load_model(start, seed)
+    model = load_student(start, seed)
     check_vocabulary(model, tokenizer, start.model)
     trainer = DistillTrainer(
         method=method,
@@ -202,6 +203,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             "stages": [stage.to_json(config.schedule_metric) for stage in progress.plan],
         }
         write_json(folder / "plan.json", plan)
+        merge_saved(folder, start, seed)
         trainer.drop_resume_state()
         finish_stage(
             folder, {"steps": trainer.total_steps, "best_step": progress.best_step, "best_loss": progress.best_loss}
@@ -234,7 +236,7 @@ def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> Non
             )
 
 
-def _start(experiment: Experiment) -> ModelConfig:
+def _start(experiment: Experiment) -> StudentConfig:
     if experiment.distill.init == "base":
         return experiment.student
     return experiment.student.model_copy(update={"model": str(student_sft_folder(experiment))})

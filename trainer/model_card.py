@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cache_builder.errors import MissingError
+from cache_builder.models import is_model_folder
 from trainer.run_reader import STUDENT_SFT, TEACHER, Evaluation, Run, read_run
 
 CARD = "README.md"
@@ -31,7 +32,7 @@ def write_model_cards(run_dir: Path) -> list[Path]:
         folder
         for distilled in run.distilled
         for folder in (distilled.folder / "best", distilled.folder / "last")
-        if (folder / "config.json").is_file()
+        if is_model_folder(folder)
     ]
     return [write_model_card(folder, run) for folder in folders]
 

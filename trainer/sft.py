@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from cache_builder.errors import ConfigError
-from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
+from cache_builder.models import check_vocabulary, weights_fingerprint
 from cache_builder.prepare import Prepared
 from cache_builder.stages import finish_stage, stage_result, write_json
 from trainer.config import Experiment
 from trainer.loop import LoopSettings, SequenceTrainer, steps_of
+from trainer.lora import load_student, merge_saved
 from trainer.order import RowStream
 from trainer.rows import Rows
 
@@ -55,7 +56,7 @@ def fine_tune(
         inputs["rows"] = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     if stage_result(folder, inputs) is not None:
         return folder
-    model = load_model(model_config, experiment.run.seed)
+    model = load_student(model_config, experiment.run.seed)
     check_vocabulary(model, prepared.tokenizer, model_config.model)
     corpus = prepared.train
     sequences = len(corpus) if rows is None else len(rows)
@@ -81,6 +82,7 @@ def fine_tune(
     )
     progress = trainer.run()
     if trainer.is_world_process_zero():
+        merge_saved(folder, model_config, experiment.run.seed)
         if keep:
             losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
             write_json(

@@ -14,7 +14,7 @@ from cache_builder.capture import gold_logp
 from cache_builder.config import ModelConfig
 from cache_builder.corpus_losses import Sequences, corpus_losses
 from cache_builder.errors import CacheMismatchError, MissingError
-from cache_builder.models import load_model, weights_fingerprint
+from cache_builder.models import is_model_folder, load_model, weights_fingerprint
 from cache_builder.reader import Cache
 from cache_builder.stages import finish_stage, stage_result
 from trainer.config import Experiment
@@ -45,7 +45,7 @@ def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> P
 def student_sft_folder(experiment: Experiment) -> Path:
     """Return the folder of the student SFT as it is judged: the best on held-out data."""
     folder = experiment.output_dir / "student" / "best"
-    if not (folder / "config.json").is_file():
+    if not is_model_folder(folder):
         raise MissingError(f"the student SFT is not there: {folder}; run `footsteps sft CONFIG student` first")
     return folder
 

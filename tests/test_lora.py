@@ -1,0 +1,93 @@
+"""LoRA students: adapters are trained and resumed, saved as they are or merged, and load like any model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cache_builder.errors import ModelError
+from cache_builder.models import load_model
+from cache_builder.prepare import Prepared
+from tests.interruption import Stop, stop_at
+from trainer.config import Experiment
+from trainer.distill import distill
+from trainer.sft import sft_student
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
+
+
+def adapted(toy: Any, *overrides: str, **lora: Any) -> Any:
+    """The toy, its student an SFT model with adapters."""
+    experiment, cache, prepared = toy("distill.save_steps=6", *overrides)
+    base = (experiment.output_dir / "student" / "last").resolve()
+    student = {**experiment.student.model_dump(), "model": str(base), "lora": {"r": 4, "lora_dropout": 0.1, **lora}}
+    return Experiment.model_validate({**experiment.model_dump(), "student": student}), cache, prepared
+
+
+def logits(experiment: Experiment, prepared: Prepared, folder: Path) -> torch.Tensor:
+    model = load_model(experiment.student, 0, str(folder))
+    tokens, _ = prepared.train.sequence(0)
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens.astype(np.int64))[None]).logits
+
+
+def test_adapters_are_trained_saved_and_resumed_bit_for_bit(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = adapted(toy)
+    folder = distill(quiet[0], "scd", 0, *quiet[1:])
+    saved = load_file(folder / "last" / "adapter_model.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    assert not (folder / "last" / "model.safetensors").exists()
+    stopped = adapted(toy)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stop):
+            distill(stopped[0], "scd", 0, *stopped[1:])
+    resumed = distill(stopped[0], "scd", 0, *stopped[1:])
+    for name, values in load_file(resumed / "last" / "adapter_model.safetensors").items():
+        np.testing.assert_array_equal(values, saved[name], err_msg=name)
+    learned = logits(quiet[0], quiet[2], folder / "last") - logits(quiet[0], quiet[2], Path(quiet[0].student.model))
+    assert learned.abs().max() > 0.01
+
+
+def test_merged_students_are_plain_folders_that_say_what_the_adapters_said(toy: Any) -> None:
+    folders = []
+    for merge in (False, True):
+        experiment, cache, prepared = adapted(toy, merge=merge)
+        folders.append(distill(experiment, "td", 0, cache, prepared))
+    for which in ("best", "last"):
+        assert (folders[1] / which / "model.safetensors").is_file()
+        assert (folders[1] / which / "tokenizer.json").is_file()
+        assert not list((folders[1] / which).glob("adapter_*"))
+        ours, theirs = (logits(experiment, prepared, folder / which) for folder in folders)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_distillation_may_start_from_the_adapters_of_the_student_sft(toy: Any) -> None:
+    experiment, cache, prepared = adapted(toy, "distill.init='sft'")
+    (experiment.output_dir / "student").unlink()
+    start = sft_student(experiment, prepared) / "best" / "adapter_model.safetensors"
+    folder = distill(experiment, "td", 0, cache, prepared)
+    inputs = json.loads((folder / "inputs.json").read_text())
+    assert inputs["base"] != inputs["weights"]
+    before, after = load_file(start), load_file(folder / "last" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    largest = max(np.abs(after[name] - before[name]).max() for name in before)
+    assert 0 < largest < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # peft's, before our refusal
+def test_adapters_on_the_head_are_refused_by_name(toy: Any) -> None:
+    """Pitfall 13."""
+    experiment, cache, prepared = adapted(toy, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ModelError, match="lm_head"):
+        distill(experiment, "td", 0, cache, prepared)
+
+
+def test_adapters_for_a_model_without_weights_are_refused(toy: Any) -> None:
+    experiment, cache, prepared = toy("student.lora={r=4}")
+    with pytest.raises(ModelError, match="no weights"):
+        distill(experiment, "td", 0, cache, prepared)
