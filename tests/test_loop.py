@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from cache_builder.errors import CacheMismatchError, TrainingError
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache
+from tests.interruption import Stop, stop_at
 from tests.toys import DROPOUT
 from trainer import distill as distilling
-from trainer.callbacks import StageCallback
 from trainer.config import Experiment
 from trainer.distill import DistillTrainer, distill
 from trainer.rows import CachedRows
@@ -38,18 +38,68 @@ def assert_same_bits(one: Path, other: Path) -> None:
     )
 
 
-class Stop(Exception):
-    pass
+def test_length_grouped_batches_are_resumed_and_accumulated_like_others(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grouped, runs = ("distill.length_grouped=true", "distill.save_steps=6"), []
+    getitems = CachedRows.__getitems__
+    for micro in (8, 2):
+        seen: list[int] = []
+
+        def recording(self: CachedRows, items: Any, seen: list[int] = seen) -> Any:
+            seen.extend(row for _, row in items)
+            return getitems(self, items)
+
+        sizes = (
+            f"distill.per_device_train_batch_size={micro}",
+            f"distill.gradient_accumulation_steps={8 // micro}",
+        )
+        experiment, cache, prepared = toy(*grouped, *sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedRows, "__getitems__", recording)
+            runs.append((distill(experiment, "td", 0, cache, prepared), seen))
+    assert runs[0][1] == runs[1][1]
+    lengths = np.diff(cache.corpus.token_offsets)[runs[0][1]].reshape(-1, 8)
+    assert np.ptp(lengths, axis=1).mean() < 0.5 * np.ptp(lengths.T, axis=1).mean()
+    stopped = toy(*grouped)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stop):
+            distill(stopped[0], "td", 0, *stopped[1:])
+    assert_same_bits(runs[0][0], distill(stopped[0], "td", 0, *stopped[1:]))
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Die at the beginning of the step after `step`."""
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # its name in every 5.x
+def test_gradient_checkpointing_changes_memory_and_not_the_weights(toy: Any) -> None:
+    runs = []
+    for checkpointing in ("false", "true"):
+        experiment, cache, prepared = toy(f"distill.gradient_checkpointing={checkpointing}")
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
 
-    def on_step_begin(self: StageCallback, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == step:
-            raise Stop
 
-    monkeypatch.setattr(StageCallback, "on_step_begin", on_step_begin)
+def test_bf16_by_its_name_computes_in_bfloat16_and_keeps_the_weights_in_float32(toy: Any) -> None:
+    runs = [toy(*bf16) for bf16 in ((), ("distill.bf16=true",))]
+    folders = [distill(experiment, "td", 0, cache, prepared) for experiment, cache, prepared in runs]
+    plain, mixed = (weights(folder) for folder in folders)
+    assert all(values.dtype == np.float32 for values in mixed.values())
+    distance = max(np.abs(plain[name] - values).max() for name, values in mixed.items())
+    assert 1e-5 < distance < 0.2
+
+
+def test_the_log_goes_to_tensorboard_by_its_name(toy: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experiment, cache, prepared = toy("distill.report_to=['tensorboard']", "distill.logging_steps=5")
+    folder = distill(experiment, "td+aw", 0, cache, prepared)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    logged = [entry["kl"] for entry in json.loads((folder / "log.json").read_text()) if "kl" in entry]
+    assert [event.value for event in accumulator.Scalars("train/kl")] == pytest.approx(logged)
+    assert "eval/loss" in accumulator.Tags()["scalars"]
+    assert "train/aw_mean" in accumulator.Tags()["scalars"]
 
 
 @pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
@@ -214,6 +264,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from tests.interruption import Stop, stop_at
 from tests.toys import load_toy
 from cache_builder.prepare import Prepared
 from cache_builder.reader import open_cache

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.order import RowStream, epoch_order
+from trainer.order import GROUPED_STEPS, RowStream, epoch_order, group_lengths
 
 OFFSETS = np.concatenate([[0], np.cumsum(np.random.default_rng(0).integers(1, 30, 1000))])
 
@@ -45,3 +45,21 @@ def test_a_window_of_the_whole_corpus_shuffles_like_a_full_shuffle() -> None:
     counts = np.histogram(places, bins=10, range=(0, 1000))[0]
     chi_square = ((counts - 200) ** 2 / 200).sum()
     assert chi_square < 27.9  # the 99.9 % point of 9 degrees of freedom
+
+
+def test_grouped_lengths_are_the_same_rows_in_steps_of_like_length() -> None:
+    lengths = np.random.default_rng(1).integers(5, 200, 1000)
+    stage = list(RowStream(OFFSETS, 64, 8, seed=5).rows(960, 960 + 75 * 32))
+    grouped = list(group_lengths(iter(stage), lengths, 32, seed=5, start=960))
+    window = GROUPED_STEPS * 32
+    assert sorted(grouped[:window]) == sorted(stage[:window])
+    assert sorted(grouped[window:]) == sorted(stage[window:])
+    assert grouped == list(group_lengths(iter(stage), lengths, 32, seed=5, start=960))
+    assert grouped != list(group_lengths(iter(stage), lengths, 32, seed=6, start=960))
+
+    def padded_tokens(rows: list[int]) -> int:
+        return int(lengths[rows].reshape(-1, 32).max(axis=1).sum()) * 32
+
+    assert padded_tokens(grouped) < 1.08 * lengths[stage].sum() < 0.6 * padded_tokens(stage)
+    longest = lengths[grouped[:window]].reshape(-1, 32).max(axis=1)
+    assert (np.diff(longest) < 0).mean() > 0.3, "long steps are spread over the window"

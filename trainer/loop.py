@@ -41,7 +41,7 @@ from trainer.checkpoints import PROGRESS_FILE, Progress, last_finished_checkpoin
 from trainer.config import TrainingConfig
 from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
-from trainer.order import RowStream
+from trainer.order import RowStream, group_lengths
 from trainer.processes import process_count
 from trainer.rows import Rows
 from trainer.schedules import StageChoice
@@ -70,8 +70,11 @@ class LoopSettings:
 class StageSampler(Sampler[tuple[str | None, int]]):
     """The rows of the current stage, each with the checkpoint that teaches it."""
 
-    def __init__(self, stream: RowStream, rows_per_stage: int) -> None:
-        self.stream, self.rows_per_stage = stream, rows_per_stage
+    def __init__(
+        self, stream: RowStream, rows_per_stage: int, rows_per_step: int, grouped_lengths: np.ndarray | None
+    ) -> None:
+        self.stream, self.rows_per_stage, self.rows_per_step = stream, rows_per_stage, rows_per_step
+        self.grouped_lengths = grouped_lengths
         self.stage = 0
         self.teacher: str | None = None
 
@@ -80,7 +83,10 @@ class StageSampler(Sampler[tuple[str | None, int]]):
 
     def __iter__(self) -> Iterator[tuple[str | None, int]]:
         teacher, start = self.teacher, self.stage * self.rows_per_stage
-        for row in self.stream.rows(start, start + self.rows_per_stage):
+        rows = self.stream.rows(start, start + self.rows_per_stage)
+        if self.grouped_lengths is not None:
+            rows = group_lengths(rows, self.grouped_lengths, self.rows_per_step, self.stream.seed, start)
+        for row in rows:
             yield teacher, row
 
 
@@ -103,7 +109,8 @@ class SequenceTrainer(Trainer):
         self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
         self.steps_per_epoch = max(1, round(sequences / step_rows))
         self.steps_per_stage = -(-sequences * settings.epochs_per_stage // step_rows)
-        self.sampler = StageSampler(stream, self.steps_per_stage * step_rows)
+        lengths_tokens = np.diff(rows.corpus.token_offsets) if settings.config.length_grouped else None
+        self.sampler = StageSampler(stream, self.steps_per_stage * step_rows, step_rows, lengths_tokens)
         self.progress = Progress(taid=None if settings.taid_start is None else TaidState(settings.taid_start))
         self._sums: torch.Tensor | None = None
         self.step_loss: torch.Tensor | float = 0.0

@@ -5,11 +5,18 @@
 so that a reader meets every chunk once an epoch and keeps one window in memory. Epochs follow each other as one endless
 stream; step s takes rows [s·batch, (s+1)·batch) of it, so every step is full and the number of processes, of loader
 workers or of accumulated micro-batches changes nothing.
+
+With grouped lengths the rows of many steps are sorted by length, cut into steps, and the steps put in random order: the
+same rows in other company, so that a step pads little.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
+
+GROUPED_STEPS = 64
+"""Steps whose rows are sorted together where lengths are grouped."""
 
 
 def epoch_order(
@@ -51,3 +58,20 @@ class RowStream:
             if self.chosen is not None:
                 order = self.chosen[order]
             yield from order[max(0, start - epoch * n) : stop - epoch * n].tolist()
+
+
+def group_lengths(
+    rows: Iterator[int], lengths_tokens: np.ndarray, rows_per_step: int, seed: int, start: int
+) -> Iterator[int]:
+    """Yield the same rows, those of a step being of like length.
+
+    A pure function of the rows, their lengths, the rows of a whole step (all processes, all accumulated micro-batches),
+    the seed and `start`, the rows' place in the stream.
+    """
+    window = 0
+    while taken := list(islice(rows, rows_per_step * GROUPED_STEPS)):
+        by_length = np.array(taken)[np.argsort(lengths_tokens[taken], kind="stable")]
+        steps = [by_length[first : first + rows_per_step] for first in range(0, len(by_length), rows_per_step)]
+        for step in np.random.default_rng([seed, start, window, 0x9E0]).permutation(len(steps)):
+            yield from steps[step].tolist()
+        window += 1
