@@ -8,6 +8,7 @@ import base64
 import json
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -68,7 +69,10 @@ class Browser:
         return [Element(self, entry[ELEMENT]) for entry in found]
 
     def find(self, selector: str) -> Element:
-        elements = self.find_all(selector)
+        """Return the first match, waiting for the page's script where there is none yet."""
+        end = time.monotonic() + 10
+        while not (elements := self.find_all(selector)) and time.monotonic() < end:
+            time.sleep(0.05)
         assert elements, f"nothing on the page matches {selector!r}"
         return elements[0]
 

@@ -46,6 +46,9 @@ def make_run(
             ]
         },
     )
+    for model in ("teacher", "student"):
+        log = [{"step": 400, "loss": 0.1}, {"step": 400, "train_runtime": 42.0, "train_steps_per_second": 9.5}]
+        write_json(folder / model / "log.json", log)
     write_losses(folder / "losses" / "student.safetensors", teacher_N * generator.lognormal(0.3, 0.5, SEQUENCES))
     write_evaluation(folder, "teacher", None, None, None, tasks, 0.80, generator)
     write_evaluation(folder, "student_sft", None, None, None, tasks, 0.62, generator)
@@ -215,6 +218,7 @@ def write_evaluation(
             "split": "test",
             "parameters": 12_000_000 if model == "teacher" else 3_100_000,
             "bytes": 48_000_000 if model == "teacher" else 12_400_000,
+            "seconds": 1.5,
             "tokens_per_second": 900.0 if model == "teacher" else 2600.0,
             "tasks": results,
         },

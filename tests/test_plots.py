@@ -21,7 +21,10 @@ CELL = Cell(mean=0.7, std=0.1, low=0.6, high=0.8, rows=10, unparsable=0, best=Tr
 
 
 def a_table(label: str = "td") -> ResultTable:
-    rows = [ResultRow("teacher SFT", "teacher", (), 1, 1.0, {"t": CELL}), ResultRow(label, "method", (0,), 1, 1.0, {})]
+    rows = [
+        ResultRow("teacher SFT", "teacher", (), 1, 4, 1.0, {"t": CELL}),
+        ResultRow(label, "method", (0,), 1, 4, 1.0, {}),
+    ]
     return ResultTable({"t": "accuracy"}, rows)
 
 

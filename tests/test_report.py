@@ -292,6 +292,18 @@ def test_a_narrow_terminal_shows_fewer_words_and_every_name_whole(run_dir: Path,
     assert ("±" in text) == (width == 80)
 
 
+def test_size_speed_and_time_stand_beside_quality_for_every_model(run_dir: Path, page: str) -> None:
+    rows = read_csv_of_report(run_dir, "results")
+    costs = {row["model"]: (row["parameters"], row["bytes"], row["tokens per second"]) for row in rows}
+    assert costs["teacher SFT"] == ("12000000", "48000000", "900.0")
+    assert set(costs) == {"teacher SFT", "student SFT", *METHODS}
+    assert ">12 M<small>48 MB</small>" in page and ">3.1 M<small>12.4 MB</small>" in page
+    times = {(row["model"], row["seed"]): row for row in read_csv_of_report(run_dir, "times")}
+    assert list(times)[:2] == [("teacher SFT", ""), ("student SFT", "")]
+    assert times["teacher SFT", ""]["training, seconds"] == "42.0"
+    assert times["taid", "1"]["answering the test set, seconds"] == "1.5"
+
+
 def test_every_column_of_the_sequences_file_is_there_for_every_sequence(run_dir: Path) -> None:
     rows = read_csv_of_report(run_dir, "sequences")
     assert len(rows) == SEQUENCES

@@ -129,6 +129,7 @@ def evaluate_model(
         "split": split,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "seconds": seconds,
         "tokens_per_second": sum(part.outputs.tokens for part in judged) / seconds if seconds else 0.0,
         "tasks": {
             part.task.name: {

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_builder.errors import MissingError
 from trainer.report_overview import report_of
-from trainer.report_parts import DataTable
+from trainer.report_parts import DataTable, size
 from trainer.run_reader import read_run
 from trainer.summary import result_table
 from trainer.terminal_table import TerminalTable
@@ -72,7 +72,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "points": points, "count": _count}
+    environment.filters |= {"number": number, "points": points, "count": _count, "size": size}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     page = environment.get_template(template).render(
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),

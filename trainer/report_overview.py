@@ -5,7 +5,7 @@ Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
 
 import numpy as np
 
-from trainer.report_parts import DataTable, RunReport
+from trainer.report_parts import DataTable, RunReport, size
 from trainer.report_schedule import schedule_section
 from trainer.report_scores import result_rows, scores_section
 from trainer.report_subdomains import subdomains_section, weights_section
@@ -65,7 +65,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     for model, label in LABELS.items():
         evaluation = run.evaluation(model)
         if evaluation and evaluation.parameters:
-            facts.append((f"{label.split()[0]}, parameters", _count(evaluation.parameters)))
+            facts.append((f"{label.split()[0]}, parameters", size(evaluation.parameters, "B")))
     if run.cache:
         facts.append(("training sequences", f"{run.cache.n_sequences:,}"))
         facts.append(("positions", f"{run.cache.n_positions:,}"))
@@ -104,10 +104,3 @@ def _sequence_losses(run: Run) -> list[DataTable]:
             shown=False,
         )
     ]
-
-
-def _count(number: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(int(number))

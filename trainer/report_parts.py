@@ -73,3 +73,13 @@ def first_per_name(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     for name, value in pairs:
         found.setdefault(name, value)
     return found
+
+
+def size(value: float | None, billion: str) -> str:
+    """Show a large count with three digits and a factor of a thousand: 26.2 K, 7.24 B (parameters), 14.5 G (bytes)."""
+    if value is None:
+        return "–"
+    for factor, unit in ((1e9, billion), (1e6, "M"), (1e3, "K")):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f}"

@@ -53,6 +53,9 @@ def result_rows(best: ResultTable, last: ResultTable) -> DataTable:
                     cell.p_value,
                     cell.mark,
                     "yes" if cell.best else "",
+                    row.parameters,
+                    row.bytes,
+                    row.tokens_per_second,
                 ]
                 for task, cell in row.cells.items()
                 if which == "best" or row.kind == "method"
@@ -77,6 +80,9 @@ def result_rows(best: ResultTable, last: ResultTable) -> DataTable:
             "p against teacher (Holm)",
             "against teacher",
             "best student",
+            "parameters",
+            "bytes",
+            "tokens per second",
         ],
         rows,
         shown=False,

@@ -1,10 +1,13 @@
 """The report's training curves, and the teacher's checkpoints with their cache."""
 
+from typing import Any
+
 from trainer import plots
 from trainer.cache_view import CacheView
 from trainer.plot_style import render
 from trainer.report_parts import DataTable, Figured, Section, absent, extended, first_per_name
 from trainer.run_reader import Distilled, Run
+from trainer.summary import LABELS
 
 TRAINING_QUANTITIES = {
     "learning_rate": "learning rate, no unit",
@@ -54,13 +57,7 @@ def training_section(run: Run) -> Section:
     keys = list(dict.fromkeys(key for d in logged for entry in d.log for key in entry))
     rows = [[d.method, d.seed, *(entry.get(key) for key in keys)] for d in logged for entry in d.log]
     table = DataTable("training_log", "The training log", ["method", "seed", *keys], rows, shown=False)
-    times = [
-        [d.method, d.seed, last.get("step"), last["train_runtime"], last.get("train_steps_per_second")]
-        for d in logged
-        if (last := next((entry for entry in reversed(d.log) if "train_runtime" in entry), None))
-    ]
-    columns = ["method", "seed", "steps", "training, seconds", "steps per second"]
-    return extended(section, *figures, tables=[DataTable("times", "Time of each training", columns, times), table])
+    return extended(section, *figures, tables=[_times(run), table])
 
 
 def cache_section(run: Run) -> Section:
@@ -106,6 +103,25 @@ def cache_section(run: Run) -> Section:
             )
         ],
     )
+
+
+def _times(run: Run) -> DataTable:
+    """Every training that the run has a log of, the two fine-tunings first, with what judging its model took."""
+    trainings: list[tuple[str, int | None, list[dict[str, Any]], str]] = [
+        (LABELS[model], None, log, model) for model, log in run.sft_logs.items()
+    ]
+    trainings += [(d.method, d.seed, d.log, f"{d.method}/seed-{d.seed}/best") for d in run.distilled]
+    rows: list[list[object]] = []
+    for name, seed, log, model in trainings:
+        last = next((entry for entry in reversed(log) if "train_runtime" in entry), None)
+        if last:
+            evaluation = run.evaluation(model)
+            judging = evaluation.seconds if evaluation else None
+            rows.append(
+                [name, seed, last.get("step"), last["train_runtime"], last.get("train_steps_per_second"), judging]
+            )
+    columns = ["model", "seed", "steps", "training, seconds", "steps per second", "answering the test set, seconds"]
+    return DataTable("times", "Time of each training", columns, rows, unfolded=True)
 
 
 def _per_position(cache: CacheView, name: str) -> float:

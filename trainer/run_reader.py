@@ -63,6 +63,10 @@ class Evaluation:
     tasks: dict[str, TaskResult]
     scores: dict[str, dict[str, float]]
     """Task -> row id -> the row's score, for tests paired by row."""
+    bytes: int | None = None
+    """Of the parameters, as they were loaded."""
+    seconds: float | None = None
+    """What answering the test examples took."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Run:
     evaluations: list[Evaluation]
     corpus_counts: dict[str, int]
     missing: list[str] = field(default_factory=list)
+    sft_logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """`teacher` and `student_sft` -> the log of its fine-tuning, where there is one."""
 
     @property
     def name(self) -> str:
@@ -146,6 +152,11 @@ def read_run(folder: str | Path) -> Run:
         evaluations=evaluations,
         corpus_counts=_read_counts(folder / "corpus" / "train" / "stage.json"),
         missing=missing,
+        sft_logs={
+            model: log
+            for model, part in ((TEACHER, "teacher"), (STUDENT_SFT, "student"))
+            if (log := _entries(_read_json(folder / part / "log.json", [], "")))
+        },
     )
     missing.extend(_unfinished(run))
     return run
@@ -184,8 +195,11 @@ def _read_distilled(folder: Path, missing: list[str]) -> Distilled | None:
     losses = _read_losses(folder / "losses.safetensors", missing, f"{label}: losses of the finished student")
     metric, stages = _read_plan(folder / "plan.json", missing, f"{label}: the schedule")
     log = _read_json(folder / "log.json", missing, f"{label}: the training log")
-    entries = [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
-    return Distilled(method, int(seed), folder, metric, stages, entries, losses)
+    return Distilled(method, int(seed), folder, metric, stages, _entries(log), losses)
+
+
+def _entries(log: Any) -> list[dict[str, Any]]:
+    return [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
 
 
 def _read_plan(path: Path, missing: list[str], label: str) -> tuple[str, list[StageChoice]]:
@@ -239,6 +253,8 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
         tokens_per_second=values.get("tokens_per_second"),
         tasks=tasks,
         scores=_read_scores(path.parent / "predictions.jsonl", missing),
+        bytes=values.get("bytes"),
+        seconds=values.get("seconds"),
     )
 
 

@@ -48,6 +48,7 @@ class ResultRow:
     kind: str
     seeds: tuple[int, ...]
     parameters: int | None
+    bytes: int | None
     tokens_per_second: float | None
     cells: dict[str, Cell]
     average: float | None = None
@@ -84,6 +85,7 @@ def result_table(run: Run, which: str = "best") -> ResultTable:
             kind=kind,
             seeds=tuple(sorted(e.seed for e in evaluations if e.seed is not None)),
             parameters=evaluations[0].parameters,
+            bytes=evaluations[0].bytes,
             tokens_per_second=_mean([e.tokens_per_second for e in evaluations]),
             cells={task: cell for task in tasks if (cell := _cell(evaluations, task))},
         )
