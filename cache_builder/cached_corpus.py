@@ -1,11 +1,11 @@
 """The sequences inside a cache; offsets are in memory, all else is read when asked for."""
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable
 
 import numpy as np
 
 from cache_builder.chunk_memory import ChunkMemory
+from cache_builder.sample_ids import SampleIds
 from cache_builder.shards import ArrayReader
 
 
@@ -20,7 +20,7 @@ class CachedCorpus:
         self.fingerprint = fingerprint
         self.token_offsets = arrays["token_offsets"].all()
         self.position_offsets = arrays["position_offsets"].all()
-        self.sample_ids = SampleIds(arrays, memory)
+        self.sample_ids = CachedSampleIds(arrays, memory)
 
     def __len__(self) -> int:
         return len(self.token_offsets) - 1
@@ -44,8 +44,8 @@ class CachedCorpus:
         return [self.sequence(row) for row in rows]
 
 
-class SampleIds(Sequence[str]):
-    """The examples' ids by row, read when asked for."""
+class CachedSampleIds(SampleIds):
+    """Ids in a cache's arrays."""
 
     def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
         self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
@@ -53,13 +53,6 @@ class SampleIds(Sequence[str]):
     def __len__(self) -> int:
         return self._offsets.spec.length - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
+    def read(self, row: int) -> bytes:
         start, end = self._memory.gather(self._offsets, [(row, row + 2)])
-        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes().decode()
+        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes()

@@ -11,23 +11,24 @@ A position is a completion token with something before it to predict it from, so
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.data import Example
 from cache_builder.errors import DataError
+from cache_builder.sample_ids import SampleIds
 from cache_builder.stages import finish_stage, finished_result, stage_result
 from cache_builder.text import encode, template_fingerprint, tokenizer_fingerprint
 
 FINGERPRINT_VERSION = b"footsteps corpus 1"
 
 
-class SampleIds(Sequence[str]):
-    """The examples' ids, read when asked for."""
+class FileSampleIds(SampleIds):
+    """Ids in two flat files."""
 
     def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
         self.text, self.offsets = text, offsets
@@ -35,15 +36,8 @@ class SampleIds(Sequence[str]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        return bytes(self.text[self.offsets[row] : self.offsets[row + 1]]).decode()
+    def read(self, row: int) -> bytes:
+        return bytes(self.text[self.offsets[row] : self.offsets[row + 1]])
 
 
 class Corpus:
@@ -61,7 +55,7 @@ class Corpus:
         self.position_offsets = np.ascontiguousarray(offsets[:, 1])
         self.tokens = np.memmap(folder / "tokens.u32", dtype="<u4", mode="r")
         self.completion = np.memmap(folder / "completion.u8", dtype=np.bool_, mode="r")
-        self.sample_ids = SampleIds(
+        self.sample_ids = FileSampleIds(
             np.memmap(folder / "ids.u8", dtype=np.uint8, mode="r"), np.fromfile(folder / "id_offsets.i64", dtype="<i8")
         )
 

@@ -10,7 +10,7 @@ import tomli_w
 from safetensors.numpy import save_file
 
 from cache_builder import format as names
-from cache_builder.corpus import SampleIds
+from cache_builder.corpus import FileSampleIds
 from cache_builder.records import Targets, quantise
 from cache_builder.store import open_store
 from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
@@ -78,7 +78,7 @@ def make_cache(folder: Path, difficulty_N: np.ndarray, generator: np.random.Gene
         completion=completion,
         token_offsets=token_offsets,
         position_offsets=position_offsets,
-        sample_ids=SampleIds(np.frombuffer(b"".join(text), np.uint8), id_offsets),
+        sample_ids=FileSampleIds(np.frombuffer(b"".join(text), np.uint8), id_offsets),
         fingerprint="corpus",
     )
     count = int(position_offsets[-1])
