@@ -259,6 +259,8 @@ def test_several_runs_share_a_page_and_never_each_others_files(tmp_path: Path) -
     assert 'id="demo-results"' in page and 'id="demo-2-results"' in page
     assert len(read_csv(index.parent / "demo-sequences.csv")) == SEQUENCES
     assert (index.parent / "demo-2-schedule-scd.png").is_file()
+    together = {(row["model"], row["task"]) for row in read_csv(index.parent / "runs.csv")}
+    assert together == {(name, t) for name in ("teacher SFT", "student SFT", "td", "scd") for t in TASKS}
 
 
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_builder.errors import MissingError
-from trainer.report_overview import report_of
+from trainer.report_overview import report_of, runs_table
 from trainer.report_parts import DataTable, size
 from trainer.run_reader import read_run
 from trainer.summary import result_table
@@ -53,6 +53,8 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
                 _write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
         for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
             write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
+    if len(reports) > 1:
+        write_csv(output_dir / "runs.csv", runs_table(reports))
     page = output_dir / "index.html"
     write_page(page, "report.html.jinja", reports=reports, shown_rows=SHOWN_ROWS)
     return page

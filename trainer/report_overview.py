@@ -3,6 +3,8 @@
 Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trainer.report_parts import DataTable, RunReport, size
@@ -58,6 +60,34 @@ def verdict(results: ResultTable) -> str:
         if above
         else "No student is significantly above the teacher on any task."
     )
+
+
+def runs_table(reports: Sequence[RunReport]) -> DataTable:
+    """Return every model of every run on every task, a line each, for comparisons that span runs."""
+    rows: list[list[object]] = [
+        [
+            report.name,
+            row.label,
+            len(row.seeds) or 1,
+            task,
+            report.results.tasks[task],
+            cell.mean,
+            cell.std,
+            cell.low,
+            cell.high,
+            cell.rows,
+            cell.mark,
+            row.parameters,
+            row.bytes,
+            row.tokens_per_second,
+        ]
+        for report in reports
+        for row in report.results.rows
+        for task, cell in row.cells.items()
+    ]
+    columns = ["run", "model", "seeds", "task", "metric", "mean", "std over seeds", "low", "high", "rows"]
+    columns += ["against teacher", "parameters", "bytes", "tokens per second"]
+    return DataTable("runs", "The runs side by side", columns, rows, shown=False)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
