@@ -110,7 +110,7 @@ def evaluate_model(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=console is None,
+        disable=console is None or not console.is_terminal,
     )
     with bar:
         row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))
