@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from cache_builder.config import DataConfig
 from cache_builder.data import load_splits
 from cache_builder.sources import turns
+from tools.cache_curve import texts_in
 from tools.export_sharegpt import conversation, export, main
 
 
@@ -26,6 +27,12 @@ def test_exported_examples_read_back_the_same(tmp_path: Path) -> None:
     for task in ("department", "findings", "question"):
         config = DataConfig(train=str(tmp_path / f"{task}.jsonl"), validation_fraction=0)
         assert list(load_splits(config, 0)["train"]) == [example for example in examples if example["task"] == task]
+
+
+def test_the_curve_s_texts_are_the_conversations_whole(tmp_path: Path) -> None:
+    messages = turns("ask\u2028more", "say")
+    export([{"id": str(row), "task": "t", "messages": messages} for row in range(2)], tmp_path)
+    assert list(texts_in(tmp_path / "t.jsonl")) == ["ask\u2028more\nsay"] * 2
 
 
 def test_the_command_writes_one_file_per_task_and_names_what_it_cannot_do(tmp_path: Path) -> None:

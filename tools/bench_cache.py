@@ -142,14 +142,15 @@ def main() -> None:
         command.set_defaults(function=function)
         if name == "curve":
             command.add_argument("--teacher", type=Path, help="a trained model; its own samples are the text")
-            command.add_argument("--texts", type=Path, nargs="+", help="JSON or text files to learn from")
+            command.add_argument("--texts", type=Path, nargs="+", help="ShareGPT, JSON or text files to learn from")
             command.add_argument("--vocabulary", type=int, default=8192)
             command.add_argument("--steps", type=int, default=1500, help="training steps of the teacher")
+            command.add_argument("--fine-tune-steps", type=int, default=0, help="then on the measured sequences alone")
             command.add_argument("--batch", type=int, default=32, help="sequences of a training step")
             command.add_argument("--positions", type=int, default=33_000)
             command.add_argument("--group", type=int, default=4096, help="positions of one gradient")
             command.add_argument("--device", default="cpu")
-            command.add_argument("--out", type=Path, help="folder for bench_cache.png and bench_cache.json")
+            command.add_argument("--out", type=Path, help="folder for cache_curve.csv and its plots")
         elif name == "rates":
             command.add_argument("--sequences", type=int, default=25_000)
             command.add_argument("--window", type=int, default=256, help="chunks of a shuffle window")

@@ -3,13 +3,15 @@
     trained teacher ─▶ capture ─▶ encode, decode ─▶ p̂ ─▶ Σ (q − p̂) hᵀ ─┐
                                                         Σ (q − p) hᵀ ──┴─▶ angle        q, h a smaller trained student's
 
-The teacher is trained on texts, or given and writes its own. Gradients are the student's head's, summed over groups of
-positions. Bytes are those of the encoded shards, with the ids spread over a vocabulary of 128,256, so that they have
-the numbers of a large one. The peers are restated plainly: a fixed top-k, renormalised, without tail, with exact
-log-probabilities, at the bytes that they need.
+The teacher is trained on texts and, on request, fine-tuned on the sequences that are measured, as a teacher whose cache
+is made of its own training data; or it is given and writes its own. Gradients are the student's head's, summed over
+groups of positions. Bytes are those of the encoded shards, with the ids spread over a vocabulary of 128,256, so that
+they have the numbers of a large one. The peers are restated plainly: a fixed top-k, renormalised, without tail, with
+exact log-probabilities, at the bytes that they need.
 """
 
 import argparse
+import csv
 import json
 import sys
 import tempfile
@@ -78,7 +80,7 @@ class Point:
 
 
 def curve(arguments: argparse.Namespace) -> None:
-    """Train, measure every setting, print the table, save plot and figures."""
+    """Train, measure every setting, print the tables, save plots and figures."""
     torch.manual_seed(0)
     if arguments.teacher:
         teacher = LlamaForCausalLM.from_pretrained(arguments.teacher, use_safetensors=True).eval().to(arguments.device)
@@ -86,22 +88,39 @@ def curve(arguments: argparse.Namespace) -> None:
         tokens = _sampled(teacher, max(500, arguments.positions // SEQUENCE_TOKENS + 8), arguments)
     else:
         tokens = _tokenised(arguments.texts, arguments.vocabulary)
-        teacher = _trained(tokens, arguments, hidden_size=192, layers=4, steps=arguments.steps)
-    student = _trained(tokens, arguments, hidden_size=48 if arguments.teacher else 96, layers=2, steps=arguments.steps)
+        teacher = _trained(_model(arguments, hidden_size=192, layers=4), tokens, arguments, arguments.steps)
+    student = _model(arguments, hidden_size=48 if arguments.teacher else 96, layers=2)
+    student = _trained(student, tokens, arguments, arguments.steps)
     rows = tokens[np.linspace(0, len(tokens) - 1, arguments.positions // (SEQUENCE_TOKENS - 1)).astype(int)]
-    points, entropy = _measure(teacher, student, rows, arguments)
-    table = Table(title=f"{len(rows) * (SEQUENCE_TOKENS - 1):,} positions, teacher's mean entropy {entropy:.2f} nats")
-    headers = ("target", "bytes/position", f"angle, {arguments.group} positions", f"angle, {arguments.group // 8}")
-    for header in headers:
-        table.add_column(header, justify="left" if header == "target" else "right")
-    for point in points:
-        values = (f"{point.bytes_per_position:.1f}", f"{point.degrees:.2f}°", f"{point.degrees_small:.2f}°")
-        table.add_row(point.label, *values)
-    Console(width=120).print(table)
+    measured = {"trained": _measure(teacher, student, rows, arguments)}
+    if arguments.fine_tune_steps:
+        teacher = _trained(teacher, rows, arguments, arguments.fine_tune_steps, learning_rate=1e-3)
+        measured["fine-tuned"] = _measure(teacher, student, rows, arguments)
+    for state, (points, entropy) in measured.items():
+        count = len(rows) * (SEQUENCE_TOKENS - 1)
+        table = Table(title=f"{count:,} positions, {state} teacher, mean entropy {entropy:.2f} nats")
+        headers = ("target", "bytes/position", f"angle, {arguments.group} positions", f"angle, {arguments.group // 8}")
+        for header in headers:
+            table.add_column(header, justify="left" if header == "target" else "right")
+        for point in points:
+            values = (f"{point.bytes_per_position:.1f}", f"{point.degrees:.2f}°", f"{point.degrees_small:.2f}°")
+            table.add_row(point.label, *values)
+        Console(width=120).print(table)
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            _plot(points, entropy, arguments.out / f"cache_curve_{state}.png")
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "bench_cache.json").write_text(json.dumps([vars(point) for point in points], indent=1))
-        _plot(points, entropy, arguments.out / "bench_cache.png")
+        _save(measured, arguments.out / "cache_curve.csv")
+
+
+def _save(measured: dict[str, tuple[list[Point], float]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["teacher", "entropy_nats", "target", "bytes_per_position", "degrees", "degrees_small_groups"])
+        for state, (points, entropy) in measured.items():
+            for point in points:
+                numbers = (point.bytes_per_position, point.degrees, point.degrees_small)
+                writer.writerow([state, f"{entropy:.3f}", point.label, *(f"{number:.3f}" for number in numbers)])
 
 
 def _sampled(teacher: LlamaForCausalLM, rows: int, arguments: argparse.Namespace) -> np.ndarray:
@@ -122,16 +141,20 @@ def _sampled(teacher: LlamaForCausalLM, rows: int, arguments: argparse.Namespace
 
 def _tokenised(files: list[Path], vocabulary: int) -> np.ndarray:
     """Train a BPE on the texts and cut them to [rows, SEQUENCE_TOKENS]."""
-    texts = [text for file in files for text in _strings(file)]
+    texts = [text for file in files for text in texts_in(file)]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(texts, vocabulary, Path(folder))
     stream = np.concatenate([np.array([*tokenizer(text)["input_ids"], 0]) for text in texts])
     return stream[: len(stream) // SEQUENCE_TOKENS * SEQUENCE_TOKENS].reshape(-1, SEQUENCE_TOKENS)
 
 
-def _strings(file: Path) -> Iterator[str]:
-    """The longer texts in a JSON file, or the paragraphs of any other."""
+def texts_in(file: Path) -> Iterator[str]:
+    """The conversations of a ShareGPT file, the longer texts in another JSON file, or the paragraphs of any other."""
     content = file.read_text(encoding="utf-8")
+    if file.suffix == ".jsonl":
+        for line in content.strip().split("\n"):
+            yield "\n".join(turn["value"] for turn in json.loads(line)["conversations"])
+        return
     if file.suffix != ".json":
         yield from (part for part in content.split("\n\n") if part.strip())
         return
@@ -146,7 +169,7 @@ def _strings(file: Path) -> Iterator[str]:
             yield value
 
 
-def _trained(tokens: np.ndarray, arguments: argparse.Namespace, *, hidden_size: int, layers: int, steps: int) -> Any:
+def _model(arguments: argparse.Namespace, *, hidden_size: int, layers: int) -> Any:
     config = LlamaConfig(
         vocab_size=arguments.vocabulary,
         hidden_size=hidden_size,
@@ -156,9 +179,14 @@ def _trained(tokens: np.ndarray, arguments: argparse.Namespace, *, hidden_size: 
         num_key_value_heads=2,
         max_position_embeddings=SEQUENCE_TOKENS,
     )
-    model = LlamaForCausalLM(config).to(arguments.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    return LlamaForCausalLM(config).to(arguments.device)
+
+
+def _trained(
+    model: Any, tokens: np.ndarray, arguments: argparse.Namespace, steps: int, learning_rate: float = 2e-3
+) -> Any:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng(0)
     for step in range(steps):
         batch = torch.from_numpy(tokens[rng.integers(0, len(tokens), arguments.batch)]).to(arguments.device)
@@ -168,7 +196,9 @@ def _trained(tokens: np.ndarray, arguments: argparse.Namespace, *, hidden_size: 
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 49 or step == steps - 1:
-            print(f"hidden {hidden_size}: step {step + 1}/{steps}, loss {loss.item():.3f}", file=sys.stderr)
+            print(
+                f"hidden {model.config.hidden_size}: step {step + 1}/{steps}, loss {loss.item():.3f}", file=sys.stderr
+            )
     return model.eval()
 
 
