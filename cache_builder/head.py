@@ -60,7 +60,8 @@ def read_head(model: nn.Module, vocab_size: int) -> Head:
     """
     module = _output_layer(model)
     name = type(model).__name__
-    if type(module) is not nn.Linear:
+    plain = type(module) is nn.Linear or (_is_sharded(module) and nn.Linear in type(module).__bases__)
+    if not (plain and isinstance(module, nn.Linear)):
         raise ModelError(
             f"{name}: the language-model head is a {type(module).__module__}.{type(module).__name__}, expected a plain "
             f"torch.nn.Linear, whose weight the loss reads directly; take `lm_head` out of LoRA's `target_modules` "
@@ -86,6 +87,9 @@ def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[T
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     )
     hidden_MD = output.last_hidden_state.flatten(0, 1).index_select(0, batch["source_M"].to(device))
+    layer = _output_layer(model)
+    if _is_sharded(layer):
+        layer(hidden_MD[:1])  # its hooks gather the weight, and count on every module of their group being called
     return hidden_MD, read_head(model, vocab_size)
 
 
@@ -169,6 +173,11 @@ def project(hidden_CD: Tensor, head: Head, weight_VD: Tensor | None = None, out:
         if head.softcap is not None:
             logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
     return logits_CV
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Say whether FSDP2 has sharded this module by itself; it has then made a subclass of the module's class."""
+    return torch.distributed.is_available() and isinstance(module, torch.distributed.fsdp.FSDPModule)
 
 
 def _plain(model: nn.Module) -> nn.Module:

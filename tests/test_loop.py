@@ -1,7 +1,6 @@
 """Training: resumed = uninterrupted, accumulated = whole, the right teacher in every batch, and no silent NaN."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from cache_builder.errors import CacheMismatchError, TrainingError
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache
 from tests.interruption import Stop, stop_at
-from tests.toys import DROPOUT
+from tests.toys import DROPOUT, without_dropout
 from trainer import distill as distilling
 from trainer.config import Experiment
 from trainer.distill import DistillTrainer, distill
@@ -171,14 +170,6 @@ def test_accumulated_micro_batches_give_the_whole_batchs_gradient(toy: Any) -> N
         np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
 
 
-def without_dropout(experiment: Experiment) -> None:
-    folder = experiment.output_dir / "student-init"
-    shutil.copytree(experiment.student.model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    object.__setattr__(experiment, "student", experiment.student.model_copy(update={"model": str(folder)}))
-
-
 def test_loader_workers_change_nothing_and_every_batch_has_its_stages_teacher(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +256,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.interruption import Stop, stop_at
-from tests.toys import load_toy
+from tests.toys import DROPOUT, load_toy, without_dropout
 from cache_builder.prepare import Prepared
 from cache_builder.reader import open_cache
 from trainer.distill import distill

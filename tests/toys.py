@@ -1,6 +1,7 @@
 """A whole experiment in seconds: colors, two tiny Llamas, three teacher checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -95,3 +96,12 @@ def write_toy(folder: Path, examples: int = 120, **student_options: object) -> P
 
 def load_toy(path: Path, *overrides: str) -> Experiment:
     return load_experiment(Experiment, path, overrides)
+
+
+def without_dropout(experiment: Experiment) -> None:
+    """Give the student a config of its own, without dropout."""
+    folder = experiment.output_dir / "student-init"
+    shutil.copytree(experiment.student.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    object.__setattr__(experiment, "student", experiment.student.model_copy(update={"model": str(folder)}))

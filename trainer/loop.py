@@ -125,6 +125,11 @@ class SequenceTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if self.is_deepspeed_enabled:
             raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
+        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise TrainingError(
+                "FSDP would save shards, and best/, last/ and checkpoints are plain model folders; set "
+                "fsdp_state_dict_type: FULL_STATE_DICT, as configs/accelerate-fsdp2.yaml does"
+            )
         for reporter in (PrinterCallback, ProgressCallback):
             self.remove_callback(reporter)
 
