@@ -47,7 +47,10 @@ def make_run(
         },
     )
     for model in ("teacher", "student"):
-        log = [{"step": 400, "loss": 0.1}, {"step": 400, "train_runtime": 42.0, "train_steps_per_second": 9.5}]
+        log = [
+            {"step": 400, "loss": 0.1},
+            {"step": 400, "train_runtime": 42.0, "train_steps_per_second": 9.5, "peak_memory_mib": 812.5},
+        ]
         write_json(folder / model / "log.json", log)
     write_losses(folder / "losses" / "student.safetensors", teacher_N * generator.lognormal(0.3, 0.5, SEQUENCES))
     write_evaluation(folder, "teacher", None, None, None, tasks, 0.80, generator)

@@ -303,6 +303,7 @@ def test_size_speed_and_time_stand_beside_quality_for_every_model(run_dir: Path,
     times = {(row["model"], row["seed"]): row for row in read_csv_of_report(run_dir, "times")}
     assert list(times)[:2] == [("teacher SFT", ""), ("student SFT", "")]
     assert times["teacher SFT", ""]["training, seconds"] == "42.0"
+    assert times["teacher SFT", ""]["peak memory, MiB"] == "812.5"
     assert times["taid", "1"]["answering the test set, seconds"] == "1.5"
 
 

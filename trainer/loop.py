@@ -41,6 +41,7 @@ from trainer.checkpoints import PROGRESS_FILE, Progress, last_finished_checkpoin
 from trainer.config import TrainingConfig
 from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
+from trainer.memory import peak_memory_mib, reset_peak_memory
 from trainer.order import RowStream, group_lengths
 from trainer.processes import process_count
 from trainer.rows import Rows
@@ -146,6 +147,7 @@ class SequenceTrainer(Trainer):
         checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
         if checkpoint is not None:
             self.progress = load_progress(checkpoint)
+        reset_peak_memory()
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.save_folder("last")
         if self.progress.best_step is None:
@@ -258,7 +260,7 @@ class SequenceTrainer(Trainer):
         return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the loss was made of since the last entry."""
+        """Add what the loss was made of since the last entry, and to the very last one the peak of memory."""
         if "loss" in logs and self._sums is not None:
             kl, ce, weight, steps = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
@@ -267,6 +269,8 @@ class SequenceTrainer(Trainer):
                 logs["kl"] = kl / steps
             if self.progress.taid is not None:
                 logs["taid_t"] = self.progress.taid.t
+        if "train_runtime" in logs:
+            logs = {**logs, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:

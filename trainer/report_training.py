@@ -118,10 +118,26 @@ def _times(run: Run) -> DataTable:
             evaluation = run.evaluation(model)
             judging = evaluation.seconds if evaluation else None
             rows.append(
-                [name, seed, last.get("step"), last["train_runtime"], last.get("train_steps_per_second"), judging]
+                [
+                    name,
+                    seed,
+                    last.get("step"),
+                    last["train_runtime"],
+                    last.get("train_steps_per_second"),
+                    last.get("peak_memory_mib"),
+                    judging,
+                ]
             )
-    columns = ["model", "seed", "steps", "training, seconds", "steps per second", "answering the test set, seconds"]
-    return DataTable("times", "Time of each training", columns, rows, unfolded=True)
+    columns = [
+        "model",
+        "seed",
+        "steps",
+        "training, seconds",
+        "steps per second",
+        "peak memory, MiB",
+        "answering the test set, seconds",
+    ]
+    return DataTable("times", "Time and memory of each training", columns, rows, unfolded=True)
 
 
 def _per_position(cache: CacheView, name: str) -> float:
