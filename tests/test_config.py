@@ -97,6 +97,19 @@ def test_any_training_argument_may_be_given_by_its_own_name(tmp_path: Path) -> N
     assert experiment.distill.other_arguments == {"gradient_checkpointing": True}
 
 
+def test_a_step_is_known_by_its_sequences_and_not_by_how_they_are_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run may be continued with other micro-batches, and never with another number of processes unawares."""
+    whole = load_experiment(Experiment, write(tmp_path, MINIMAL)).distill
+    halves = ("distill.per_device_train_batch_size=4", "distill.gradient_accumulation_steps=2")
+    divided = load_experiment(Experiment, write(tmp_path, MINIMAL), halves).distill
+    assert whole.result_options() == divided.result_options()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert whole.result_options() != divided.model_copy(update={"learning_rate": 1e-3}).result_options()
+    assert whole.result_options()["sequences_per_step"] == 16
+
+
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
     assert "section.key=value" in refusal(tmp_path, MINIMAL, "distill")
 

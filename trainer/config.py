@@ -16,6 +16,7 @@ from cache_builder.config import CacheExperiment, InvalidKeyError, Section
 from trainer.evaluate import EvaluateConfig
 from trainer.lora import StudentConfig
 from trainer.methods import get_method
+from trainer.processes import process_count
 from trainer.tasks import TaskConfig
 
 OURS = {
@@ -89,8 +90,18 @@ class TrainingConfig(Section):
         return self
 
     def result_options(self, *others: str) -> dict[str, Any]:
-        """Return the options that change what is trained, without `others` and those that only change how."""
-        return self.model_dump(exclude={"save_steps", "logging_steps", "report_to", "eval_batch_tokens", *others})
+        """Return the options that change what is trained, without `others` and those that only change how.
+
+        How a step's sequences are divided among processes and micro-batches changes nothing; how many there are does.
+        """
+        how = {"per_device_train_batch_size", "gradient_accumulation_steps", "eval_batch_tokens", "report_to"}
+        options = self.model_dump(exclude={*how, "save_steps", "logging_steps", *others})
+        return {**options, "sequences_per_step": self.sequences_per_step}
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * process_count()
 
     @property
     def other_arguments(self) -> dict[str, Any]:

@@ -43,7 +43,6 @@ from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
 from trainer.memory import peak_memory_mib, reset_peak_memory
 from trainer.order import RowStream, group_lengths
-from trainer.processes import process_count
 from trainer.rows import Rows
 from trainer.schedules import StageChoice
 from trainer.weighting import TaidState
@@ -106,7 +105,7 @@ class SequenceTrainer(Trainer):
         attach_objective(model, len(tokenizer))
         arguments = _arguments(settings)
         sequences = len(stream.position_offsets) - 1
-        step_rows = rows_per_step(settings.config, arguments.world_size)
+        step_rows = settings.config.sequences_per_step
         self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
         self.steps_per_epoch = max(1, round(sequences / step_rows))
         self.steps_per_stage = -(-sequences * settings.epochs_per_stage // step_rows)
@@ -304,14 +303,9 @@ class SequenceTrainer(Trainer):
             self.step_loss = self.step_loss + sums[0]
 
 
-def rows_per_step(config: TrainingConfig, processes: int) -> int:
-    """Return how many sequences one optimizer step takes."""
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-
-
 def steps_of(config: TrainingConfig, sequences: int, epochs: int) -> int:
     """Return the optimizer steps of so many epochs, with as many processes as there are now."""
-    return -(-sequences * epochs // rows_per_step(config, process_count()))
+    return -(-sequences * epochs // config.sequences_per_step)
 
 
 def _arguments(settings: LoopSettings) -> TrainingArguments:
