@@ -83,12 +83,13 @@ def capture(
 
     Raises:
         ConfigError: `top_k` exceeds the vocabulary.
+        ModelError: the model is in training mode, or its head is not understood.
         NonFiniteError: the logits hold a NaN or an infinity.
         ModelError: the head is of a kind that is not supported.
     """
     if top_k > vocab_size:
         raise ConfigError(f"cache.top_k is {top_k}, but the vocabulary has only {vocab_size} tokens; lower it")
-    verify_head(model)
+    _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     device = hidden_MD.device
     gold_M = batch["gold_M"].to(device)
@@ -116,7 +117,7 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    verify_head(model)
+    _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     gold_M = batch["gold_M"].to(hidden_MD.device)
     parts = []
@@ -139,7 +140,7 @@ def probe_logp(
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    verify_head(model)
+    _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     ids = torch.from_numpy(ids_MR.astype(np.int64)).to(hidden_MD.device)
     parts = [
@@ -161,7 +162,7 @@ def probe_ids(
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    verify_head(model)
+    _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     gold_M = batch["gold_M"].to(hidden_MD.device)
     parts, finite = [], []
@@ -210,6 +211,16 @@ def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None
 def _join(parts: tuple[Tensor, ...] | list[Tensor]) -> np.ndarray:
     joined = torch.cat(list(parts))
     return (joined.float() if joined.is_floating_point() else joined).cpu().numpy()
+
+
+def _check_ready(model: nn.Module) -> None:
+    """Refuse a model whose head is not understood, or whose dropout would make what it says random."""
+    if model.training:
+        raise ModelError(
+            f"{type(model).__name__} is in training mode, so dropout would make its targets random; "
+            "expected a model in eval mode; call model.eval() first"
+        )
+    verify_head(model)
 
 
 def _check_finite(model: nn.Module, batch: Batch, values: np.ndarray) -> None:

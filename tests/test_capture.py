@@ -7,7 +7,7 @@ from torch import nn
 
 from cache_builder.batches import Batch, collate
 from cache_builder.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, ModelError
 from cache_builder.head import hidden_states_at, verify_head
 from cache_builder.targets import tail_uniforms
 from tests.batches_of_noise import VOCABULARY, dense_logp, make_batch, make_sequences, uniforms
@@ -183,3 +183,16 @@ def test_nan_and_infinity_stop_the_capture_and_name_the_row(make_model):
 def test_top_k_above_the_vocabulary_is_refused(make_model):
     with pytest.raises(ConfigError, match=r"top_k is 301.* only 300"):
         captured(make_model(), make_batch(), top_k=301)
+
+
+def test_a_teacher_with_its_dropout_left_on_is_refused(make_model):
+    """Pitfall 20."""
+    model, batch = make_model(attention_dropout=0.1).train(), make_batch()
+    for read in (
+        lambda: captured(model, batch),
+        lambda: gold_logp(model, batch, VOCABULARY),
+        lambda: probe_ids(model, batch, VOCABULARY, 4),
+        lambda: probe_logp(model, batch, VOCABULARY, np.zeros((len(batch["gold_M"]), 1), np.int64)),
+    ):
+        with pytest.raises(ModelError, match="training mode"):
+            read()

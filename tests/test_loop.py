@@ -301,3 +301,12 @@ def test_weights_that_have_lost_their_meaning_are_warned_of(
     monkeypatch.setattr(Cache, "losses", lambda self, name: np.full(len(self.corpus), 1e-6))
     distill(experiment, "td+aw", 0, cache, prepared)
     assert "has become plain distillation" in capsys.readouterr().err
+
+
+def test_deepspeed_is_refused_because_a_stage_cannot_clear_its_optimizer(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    experiment, cache, prepared = toy()
+    with pytest.raises(TrainingError, match="DeepSpeed owns its optimizer"):
+        distill(experiment, "td", 0, cache, prepared)

@@ -10,6 +10,7 @@
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class SequenceTrainer(Trainer):
         settings: LoopSettings,
         stream: RowStream,
     ) -> None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in settings.config.other_arguments:
+            raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
         attach_objective(model, len(tokenizer))
         arguments = _arguments(settings)
         sequences = len(stream.position_offsets) - 1
@@ -123,8 +126,6 @@ class SequenceTrainer(Trainer):
             callbacks=[StageCallback(self), StepProgress()],
         )
         self.loss_is_scaled_for_ga = True
-        if self.is_deepspeed_enabled:
-            raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
         if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             raise TrainingError(
                 "FSDP would save shards, and best/, last/ and checkpoints are plain model folders; set "
