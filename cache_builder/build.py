@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder import format as names
 from cache_builder.config import CacheExperiment
 from cache_builder.corpus import Corpus
+from cache_builder.costs import CostNote
 from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
 from cache_builder.format import (
     CorpusIdentity,
@@ -144,10 +145,12 @@ class Build:
         for work in divide(len(self.selected), next(iter(self.writers.values())).n_shards, part):
             name = self.selected[work.checkpoint][0]
             if name in open_names:
-                self._build_checkpoint(name, locations[name], work, fingerprints)
+                self._build_checkpoint(name, locations[name], work, fingerprints, part)
         return all([self._finish(name) for name, _ in self.selected])
 
-    def _build_checkpoint(self, name: str, location: str, work: Work, fingerprints: dict[str, str]) -> None:
+    def _build_checkpoint(
+        self, name: str, location: str, work: Work, fingerprints: dict[str, str], part: tuple[int, int]
+    ) -> None:
         writer = self.writers[name]
         done = writer.shards_done()
         shards = [shard for shard in work.shards if shard not in done]
@@ -155,11 +158,12 @@ class Build:
         if not shards and not extras:
             return
         fingerprint = fingerprints.get(name) or identify(self.experiment, location)
+        note = CostNote(self.experiment.output_dir, name, self.manifest.fingerprint, part, self.console)
         teacher = Teacher(self.experiment, name, location, self.tokenizer, fingerprint)
         with self.store.stage():
             writer.begin(teacher.identity)
         total = sum(end - start for start, end in map(writer.spec.span, shards))
-        with BuildProgress(self.console, name, total) as progress, ThreadPoolExecutor(1) as pool:
+        with BuildProgress(self.console, name, total, note) as progress, ThreadPoolExecutor(1) as pool:
             pending: Future[None] | None = None
             for shard in shards:
                 start, end = writer.spec.span(shard)

@@ -6,12 +6,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache_builder.costs import CostNote
+
 
 class BuildProgress:
-    """Progress of one checkpoint, in positions."""
+    """Progress of one checkpoint, in positions; the note of its cost is written along."""
 
-    def __init__(self, console: Console, name: str, positions: int) -> None:
-        self.console, self.name, self.positions = console, name, positions
+    def __init__(self, console: Console, name: str, positions: int, note: CostNote) -> None:
+        self.console, self.name, self.positions, self.note = console, name, positions, note
         self.done = 0
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -34,11 +36,13 @@ class BuildProgress:
         """Say that this many more positions were captured."""
         self.done += positions
         self.bar.advance(self.task, positions)
+        self.note.add(positions)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+        self.note.add(finished=error is None)
         if error is None:
             seconds = time.perf_counter() - self.started
             self.console.print(

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from trainer.memory import peak_memory_mib, reset_peak_memory
+from cache_builder.memory import peak_memory_mib, reset_peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")

@@ -35,6 +35,7 @@ from cache_builder.capture import gold_logp
 from cache_builder.corpus import Corpus
 from cache_builder.corpus_losses import Sequences, corpus_losses
 from cache_builder.errors import TrainingError
+from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.stages import write_json
 from cache_builder.targets import SparseTargets
 from trainer.callbacks import StageCallback, StepProgress
@@ -42,7 +43,6 @@ from trainer.checkpoints import PROGRESS_FILE, Progress, last_finished_checkpoin
 from trainer.config import TrainingConfig
 from trainer.forward import Objective, attach_objective
 from trainer.losses import Divergence
-from trainer.memory import peak_memory_mib, reset_peak_memory
 from trainer.order import RowStream, group_lengths
 from trainer.rows import Rows
 from trainer.schedules import StageChoice

@@ -1,4 +1,4 @@
-"""The most memory that a stretch of work has needed: of the GPU where there is one, else of the process."""
+"""The most memory that a stretch of work has needed: of the GPUs where there are any, else of the process."""
 
 import resource
 import sys
@@ -10,16 +10,17 @@ import torch
 
 def reset_peak_memory() -> None:
     """Begin a new stretch. Where the system cannot forget a process's peak, it is that of the process's whole life."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # not Linux, or not allowed in this container
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib() -> float:
-    """Return the peak since `reset_peak_memory`, MiB."""
+    """Return the peak since `reset_peak_memory`, MiB; of several GPUs that this process used, their peaks' sum."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 2**20
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
