@@ -7,7 +7,9 @@
 
 curve   see tools/cache_curve.py
 rates   One thread, from a warm page cache; the limit is a numpy memmap of the same records. "shuffled" is the order
-        in which training reads: chunks shuffled, then sequences within a window of chunks.
+        in which training reads: chunks shuffled, then sequences within a window of chunks. "chunks alone" is what every
+        data-parallel process does for all positions, "complete" what one process does for a whole checkpoint at its
+        end. Appended to results/rates.csv.
 """
 
 import argparse
@@ -32,6 +34,8 @@ def rates(arguments: argparse.Namespace) -> None:
     from cache_builder.records import RecordLayout, decode_records, encode_records, records_spec
     from cache_builder.shards import encode_shard
     from cache_builder.store import LocalStore
+    from cache_builder.writer import CheckpointWriter
+    from tools.measuring import append_rows
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
     from trainer.order import epoch_order
 
@@ -69,6 +73,11 @@ def rates(arguments: argparse.Namespace) -> None:
             cache.corpus.sequences(rows)
 
         whole = open_cache(str(folder / "cache"))
+        records = whole._arrays[names]["records"]
+        finished = dict(
+            enumerate(entry for file, entry in whole.checkpoint(names).files.items() if "records/c" in file)
+        )
+        writer = CheckpointWriter(LocalStore(folder / "cache"), cache.manifest, names)
         read = {
             "memmap, sequential, decoded": lambda: [
                 decode_records(layout, np.ascontiguousarray(raw[at : at + spec.chunk].T), vocabulary)
@@ -78,17 +87,23 @@ def rates(arguments: argparse.Namespace) -> None:
             "memmap, shuffled, batches of 8, decoded": lambda: [from_memmap(rows) for rows in batches],
             "cache, shuffled, batches of 8, decoded": lambda: [cache.read(names, rows) for rows in batches],
             "… with their tokens and masks": lambda: [batch_of_everything(rows) for rows in batches],
+            "cache, sequential, chunks alone": lambda: list(records.chunks()),
+            "complete: sum the losses of a checkpoint": lambda: writer._losses(finished, offsets),
         }
-        table.add_row("write: encode, compress, commit", f"{4 * len(shard) / seconds:,.0f}", "")
+        found = {"write: encode, compress, commit": 4 * len(shard) / seconds}
+        table.add_row(*found, f"{4 * len(shard) / seconds:,.0f}", "")
         limit = 1.0
         for label, action in read.items():
             rate = positions / _seconds(action)
             if label.startswith("memmap"):
                 limit = rate
+            found[label] = rate
             table.add_row(label, f"{rate:,.0f}", f"{rate / limit:.2f}")
         Console(width=120).print(table)
         total = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
         print(f"all files of the cache: {total / positions:.1f} bytes/position (made-up ids, which hardly compress)")
+        rows = [{"positions": positions, "what": what, "positions_per_second": f"{r:.0f}"} for what, r in found.items()]
+        append_rows("rates.csv", rows)
 
 
 def memory(arguments: argparse.Namespace) -> None:

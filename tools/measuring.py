@@ -64,21 +64,27 @@ def report(title: str, measured: list[Measured], csv_name: str, settings: dict[s
     """Print a table, and append a row per variant with commit and hardware to `results/<csv_name>`."""
     table = Table("variant", "seconds", "ratio", "peak MiB", "ratio", title=title)
     base_peak = measured[0].peak_mib
+    rows = []
+    for row in measured:
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+        peak_ratio = f"{row.peak_mib / base_peak:.3f}" if row.peak_mib is not None and base_peak else ""
+        table.add_row(row.variant, f"{row.seconds:.3f}", f"{row.ratio:.3f}", peak, peak_ratio)
+        figures = {"seconds": f"{row.seconds:.4f}", "ratio": f"{row.ratio:.3f}"}
+        rows.append(settings | {"variant": row.variant} | figures | {"peak_mib": peak, "peak_ratio": peak_ratio})
+    append_rows(csv_name, [{"torch": torch.__version__} | row for row in rows])
+    Console(width=110).print(table)
+
+
+def append_rows(csv_name: str, rows: list[dict[str, object]]) -> None:
+    """Append rows of one shape, with commit and hardware, to `results/<csv_name>`."""
     path = RESULTS / csv_name
     path.parent.mkdir(exist_ok=True)
-    common = {"commit": _commit(), "hardware": _hardware(), "torch": torch.__version__} | settings
+    common: dict[str, object] = {"commit": _commit(), "hardware": _hardware()}
     with path.open("a", newline="", encoding="utf-8") as file:
-        fields = [*common, "variant", "seconds", "ratio", "peak_mib", "peak_ratio"]
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer = csv.DictWriter(file, [*common, *rows[0]], lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
-        for row in measured:
-            peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
-            peak_ratio = f"{row.peak_mib / base_peak:.3f}" if row.peak_mib is not None and base_peak else ""
-            table.add_row(row.variant, f"{row.seconds:.3f}", f"{row.ratio:.3f}", peak, peak_ratio)
-            figures = {"seconds": f"{row.seconds:.4f}", "ratio": f"{row.ratio:.3f}"}
-            writer.writerow(common | {"variant": row.variant} | figures | {"peak_mib": peak, "peak_ratio": peak_ratio})
-    Console(width=110).print(table)
+        writer.writerows(common | row for row in rows)
 
 
 def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtype, device: torch.device, seed: int = 0):  # type: ignore[no-untyped-def]
