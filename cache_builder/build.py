@@ -6,17 +6,16 @@
 
 Any number of builders with the same n, in any order; one that was stopped is continued by giving the command again,
 also with another n. The bytes are the same: they depend on the manifest, the weights and the numerics of the machine.
+An engine says where the checkpoints run: in this process, one after another, or on a cluster (`ray_engine.py`).
 """
 
-import gc
 import json
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -29,19 +28,29 @@ from cache_builder.format import (
     CorpusIdentity,
     Layout,
     Manifest,
-    ProbeGroup,
     ProbeOptions,
     TargetOptions,
     TokenizerIdentity,
 )
-from cache_builder.plan import Work, divide, probe_rows
+from cache_builder.plan import Work, divide
 from cache_builder.progress import BuildProgress
-from cache_builder.reader import open_arrays, open_cache
+from cache_builder.reader import open_cache
 from cache_builder.repair import take_back_damage
 from cache_builder.store import Store, open_store
-from cache_builder.teacher import Teacher, identify
+from cache_builder.teacher import identify
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
-from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
+from cache_builder.worker import Worker
+from cache_builder.writer import CheckpointWriter, create_cache, write_order
+
+
+class Engine(Protocol):
+    """Where checkpoints run."""
+
+    def fix_probe(self, anchor: str) -> None:
+        """Choose the probe, by the checkpoint of this name."""
+
+    def build(self, works: list[Work]) -> None:
+        """Do all of the work, and complete the checkpoints that are whole then."""
 
 
 def build_cache(
@@ -54,6 +63,7 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     only: str | None = None,
     repair: bool = False,
+    engine: "Callable[[Build], AbstractContextManager[Engine]] | None" = None,
 ) -> bool:
     """Build one part of a cache; return whether every checkpoint asked for is complete now.
 
@@ -63,6 +73,7 @@ def build_cache(
         part: (i, n): do the i-th of n equal shares.
         only: build this checkpoint alone.
         repair: first verify every byte, and take back the units of damaged files; only as the one part (0, 1).
+        engine: opens the engine that runs the checkpoints; this process does unless given.
 
     Raises:
         ConfigError: `repair` with more than one part.
@@ -72,13 +83,13 @@ def build_cache(
         CacheWriteError: a file could not be written; what was committed is safe.
         ModelError: a checkpoint's logits are not finite, or it does not fit the tokenizer.
     """
-    build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, only)
+    build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, part, only)
     if repair and part != (0, 1):
         raise ConfigError("--repair works alone; give no --part")
     with build.store.hold(part):
         if repair:
             take_back_damage(build.store, build.manifest)
-        complete = build.run(part)
+        complete = build.run(engine or in_this_process)
     if complete:
         open_cache(experiment.cache_url)
     return complete
@@ -119,106 +130,107 @@ class Build:
     tokenizer: PreTrainedTokenizerBase
     checkpoints: list[tuple[str, str]]
     held_out: Corpus | None
-    only: str | None
+    part: tuple[int, int] = (0, 1)
+    only: str | None = None
 
     def __post_init__(self) -> None:
         self.manifest = plan_manifest(self.experiment, self.corpus, self.tokenizer, self.held_out)
         self.store: Store = open_store(self.experiment.cache_url)
-        known = [name for name, _ in self.checkpoints]
-        if self.only is not None and self.only not in known:
-            raise MissingError(f"--checkpoint {self.only!r}: there is none of that name; there are: {', '.join(known)}")
-        self.selected = [(n, location) for n, location in self.checkpoints if self.only in (None, n)]
-        self.writers = {name: CheckpointWriter(self.store, self.manifest, name) for name, _ in self.selected}
+        self.locations = dict(self.checkpoints)
+        if self.only is not None and self.only not in self.locations:
+            known = ", ".join(self.locations)
+            raise MissingError(f"--checkpoint {self.only!r}: there is none of that name; there are: {known}")
+        self.selected = [name for name in self.locations if self.only in (None, name)]
+        self.writers = {name: CheckpointWriter(self.store, self.manifest, name) for name in self.selected}
         self.console = Console(stderr=True)
 
-    def run(self, part: tuple[int, int]) -> bool:
-        """Do this part's work."""
+    def run(self, engine: "Callable[[Build], AbstractContextManager[Engine]]") -> bool:
+        """Do this part's work; say whether every checkpoint is complete now."""
         with self.store.stage():
             create_cache(self.store, self.manifest, self.corpus)
-            write_order(self.store, [name for name, _ in self.selected])
-        fingerprints = self._check_complete()
-        open_names = [name for name, _ in self.selected if not self.writers[name].is_complete()]
-        if open_names:
-            with self.store.stage():
-                self._ensure_probe()
-        locations = dict(self.selected)
-        for work in divide(len(self.selected), next(iter(self.writers.values())).n_shards, part):
-            name = self.selected[work.checkpoint][0]
-            if name in open_names:
-                self._build_checkpoint(name, locations[name], work, fingerprints, part)
-        return all([self._finish(name) for name, _ in self.selected])
-
-    def _build_checkpoint(
-        self, name: str, location: str, work: Work, fingerprints: dict[str, str], part: tuple[int, int]
-    ) -> None:
-        writer = self.writers[name]
-        done = writer.shards_done()
-        shards = [shard for shard in work.shards if shard not in done]
-        extras = work.extras and writer.extras_done() is None
-        if not shards and not extras:
-            return
-        fingerprint = fingerprints.get(name) or identify(self.experiment, location)
-        note = CostNote(self.experiment.output_dir, name, self.manifest.fingerprint, part, self.console)
-        teacher = Teacher(self.experiment, name, location, self.tokenizer, fingerprint)
+            write_order(self.store, self.selected)
+        self._check_complete()
+        works = [self.left(work) for work in divide(len(self.selected), self._n_shards, self.part)]
+        works = [work for work in works if work.units]
+        if works:
+            with engine(self) as running:
+                with self.store.stage():
+                    self._ensure_probe(running)
+                running.build(works)
         with self.store.stage():
-            writer.begin(teacher.identity)
-        total = sum(end - start for start, end in map(writer.spec.span, shards))
-        with BuildProgress(self.console, name, total, note) as progress, ThreadPoolExecutor(1) as pool:
-            pending: Future[None] | None = None
-            for shard in shards:
-                start, end = writer.spec.span(shard)
-                targets = teacher.targets(self.corpus, start, end, self.manifest.targets)
-                if pending is not None:
-                    pending.result()
-                pending = pool.submit(writer.write_shard, shard, targets)
-                progress.advance(end - start)
-            if pending is not None:
-                pending.result()
-            if extras:
-                self._write_extras(writer, teacher)
-        del teacher
-        free_memory()
-        self._finish(name)
+            return all([self.writers[name].finish(self.corpus.position_offsets) for name in self.selected])
 
-    def _write_extras(self, writer: CheckpointWriter, teacher: Teacher) -> None:
-        group = names.unseal(ProbeGroup, self.store.read("probe/zarr.json"), self.store.where("probe/zarr.json"))
-        arrays = open_arrays(self.store, names.PROBE, group.files)
-        rows, ids = arrays["rows"].all(), np.ascontiguousarray(arrays["ids"].all().T)
-        code, log_tail = teacher.probe_logp(self.corpus, rows, ids, self.manifest.targets.logp_steps_per_nat)
-        held_out_loss = teacher.mean_loss(self.held_out) if self.held_out is not None else None
-        writer.write_extras(held_out_loss, code, log_tail)
+    def name(self, work: Work) -> str:
+        """Return the name of a work's checkpoint."""
+        return self.selected[work.checkpoint]
 
-    def _ensure_probe(self) -> None:
-        if self.store.exists(f"{names.PROBE}/zarr.json"):
-            return
-        name, location = self.checkpoints[-1]
-        self.console.print(f"probe: its ids from checkpoint {name}", highlight=False)
-        teacher = Teacher(self.experiment, name, location, self.tokenizer, identify(self.experiment, location))
-        options = self.manifest.probe
-        rows = probe_rows(len(self.corpus), options.sequences, self.manifest.targets.seed)
-        write_probe(self.store, teacher.identity, rows, teacher.probe_ids(self.corpus, rows, options.top_k))
-        del teacher
-        free_memory()
+    def left(self, work: Work) -> Work:
+        """Return what has yet to be done of a work."""
+        writer = self.writers[self.name(work)]
+        if writer.is_complete():
+            return work.without(work.shards, extras=True)
+        return work.without(writer.shards_done(), extras=writer.extras_done() is not None)
 
-    def _check_complete(self) -> dict[str, str]:
-        """Compare complete checkpoints with the weights that are there now; return the fingerprints that were made."""
-        fingerprints: dict[str, str] = {}
-        for name, location in self.selected:
+    def positions(self, work: Work) -> int:
+        """Return how many positions a work has."""
+        return sum(end - start for start, end in map(self.writers[self.name(work)].spec.span, work.shards))
+
+    @property
+    def _n_shards(self) -> int:
+        return next(iter(self.writers.values())).n_shards
+
+    def _ensure_probe(self, engine: Engine) -> None:
+        if not self.store.exists(f"{names.PROBE}/zarr.json"):
+            anchor, _ = self.checkpoints[-1]
+            self.console.print(f"probe: its ids from checkpoint {anchor}", highlight=False)
+            engine.fix_probe(anchor)
+
+    def _check_complete(self) -> None:
+        """Compare complete checkpoints with the weights that are there now."""
+        for name in self.selected:
             if not self.writers[name].is_complete():
                 continue
             key = f"{names.checkpoint_key(name)}/zarr.json"
             recorded = names.unseal(names.CheckpointGroup, self.store.read(key), self.store.where(key)).identity
             try:
-                fingerprints[name] = identify(self.experiment, location)
+                fingerprint = identify(self.experiment, self.locations[name])
             except MissingError:
                 continue
-            now = recorded.model_copy(update={"weights_fingerprint": fingerprints[name]})
+            now = recorded.model_copy(update={"weights_fingerprint": fingerprint})
             names.compare(recorded, now, f"checkpoint {name!r} of cache {self.store.where('')}")
-        return fingerprints
 
-    def _finish(self, name: str) -> bool:
-        with self.store.stage():
-            return self.writers[name].finish(self.corpus.position_offsets)
+
+@contextmanager
+def in_this_process(build: Build) -> Iterator[Engine]:
+    """Run the checkpoints here, one after another."""
+    worker = Worker(
+        build.experiment, build.store, build.manifest, build.locations, build.tokenizer, build.corpus, build.held_out
+    )
+    try:
+        yield OneAfterAnother(build, worker)
+    finally:
+        worker.unload()
+
+
+@dataclass
+class OneAfterAnother:
+    """The engine of one process."""
+
+    job: Build
+    worker: Worker
+
+    def fix_probe(self, anchor: str) -> None:
+        self.worker.fix_probe(anchor)
+
+    def build(self, works: list[Work]) -> None:
+        for work in works:
+            job, name = self.job, self.job.name(work)
+            note = CostNote(job.experiment.output_dir, name, job.manifest.fingerprint, job.part, job.console)
+            self.worker.load(name)
+            with BuildProgress(job.console, name, job.positions(work), note) as progress:
+                for positions in self.worker.build(name, work):
+                    progress.advance(positions)
+            self.worker.finish(name)
 
 
 def plan_manifest(
@@ -259,13 +271,6 @@ def corpus_identity(corpus: Corpus) -> CorpusIdentity:
         tokens=int(corpus.token_offsets[-1]),
         positions=corpus.n_positions,
     )
-
-
-def free_memory() -> None:
-    """Give a model's memory back before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _name_of(location: str) -> str:

@@ -8,14 +8,29 @@ from rich.progress import track
 
 from cache_builder.batches import Batch, collate, plan_batches
 from cache_builder.capture import sequence_losses
+from cache_builder.sample_ids import SampleIds
 
 
 class Sequences(Protocol):
-    """What both a tokenised corpus and a cache's own copy of it offer."""
+    """Sequences by row."""
 
     token_offsets: np.ndarray
 
     def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class NumberedSequences(Sequences, Protocol):
+    """What both a tokenised corpus and a cache's own copy of it offer: their positions are numbered."""
+
+    position_offsets: np.ndarray
+
+    @property
+    def sample_ids(self) -> SampleIds: ...
+
+    @property
+    def n_positions(self) -> int: ...
+
+    def __len__(self) -> int: ...
 
 
 def corpus_losses(

@@ -2,10 +2,14 @@
 
 units       checkpoint × (shard 0 … shard S−1, extras)        one unit = one forward pass over its sequences, one commit
 part i/n    the i-th of n equal runs of that list              so a builder loads about N/n + 1 checkpoints
+piece       some shards of one checkpoint, or its extras       what a worker of a cluster takes next: of the checkpoint
+                                                               that it has in memory, as long as there are any
 """
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +22,19 @@ class Work:
 
     checkpoint: int
     """Index into the list of checkpoints."""
-    shards: range
+    shards: Sequence[int]
     extras: bool
     """Whether the probe and the held-out loss are among it."""
+
+    @property
+    def units(self) -> int:
+        """How many forward passes and commits it takes."""
+        return len(self.shards) + self.extras
+
+    def without(self, shards: Container[int], *, extras: bool) -> "Work":
+        """Return the rest, where these shards are done, and the extras too if `extras`."""
+        rest = tuple(shard for shard in self.shards if shard not in shards)
+        return replace(self, shards=rest, extras=self.extras and not extras)
 
 
 def divide(n_checkpoints: int, n_shards: int, part: tuple[int, int]) -> list[Work]:
@@ -36,6 +50,28 @@ def divide(n_checkpoints: int, n_shards: int, part: tuple[int, int]) -> list[Wor
         if start < end:
             work.append(Work(checkpoint, range(start, min(end, n_shards)), end == per_checkpoint))
     return work
+
+
+def cut(work: Work, shards: int) -> list[Work]:
+    """Cut a work into pieces of at most so many shards; the extras are one more."""
+    pieces = [Work(work.checkpoint, work.shards[at : at + shards], False) for at in range(0, len(work.shards), shards)]
+    return [*pieces, Work(work.checkpoint, (), True)] if work.extras else pieces
+
+
+def choose_piece(pieces: Sequence[Work], loaded: int | None, others: Sequence[int]) -> Work:
+    """Choose what a worker does next.
+
+    A piece of the checkpoint that it has in memory; without one, of that which has the most pieces for each worker,
+    counting this one to the `others` at work on it.
+
+    Args:
+        loaded: the checkpoint in the worker's memory, if any.
+        others: the checkpoint that each other worker has in memory.
+    """
+    left, at_work = Counter(piece.checkpoint for piece in pieces), Counter(others)
+    if loaded is None or loaded not in left:
+        loaded = max(sorted(left), key=lambda checkpoint: left[checkpoint] / (at_work[checkpoint] + 1))
+    return next(piece for piece in pieces if piece.checkpoint == loaded)
 
 
 def rows_between(position_offsets: np.ndarray, start: int, end: int) -> np.ndarray:

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.batches import Batch, collate, plan_batches
 from cache_builder.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
 from cache_builder.config import CacheExperiment
-from cache_builder.corpus import Corpus
-from cache_builder.corpus_losses import corpus_losses
+from cache_builder.corpus_losses import NumberedSequences, corpus_losses
 from cache_builder.errors import ModelError
 from cache_builder.format import CheckpointIdentity, TargetOptions
 from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
@@ -49,7 +48,7 @@ class Teacher:
             attn_implementation=str(self.model.config._attn_implementation),
         )
 
-    def targets(self, corpus: Corpus, start: int, end: int, options: TargetOptions) -> Targets:
+    def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
         """Capture the global positions [start, end).
 
         Batches are formed from the sequences of this span alone, so its bytes do not depend on who builds what else.
@@ -84,7 +83,7 @@ class Teacher:
                 getattr(targets, field)[positions - start] = getattr(captured, field)
         return targets
 
-    def probe_ids(self, corpus: Corpus, rows: np.ndarray, count: int) -> np.ndarray:
+    def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
         """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
         at = _positions_within(corpus, rows)
         ids = np.empty((at[-1], min(count, self.vocab_size)), np.uint32)
@@ -95,7 +94,7 @@ class Teacher:
         return ids
 
     def probe_logp(
-        self, corpus: Corpus, rows: np.ndarray, ids_MR: np.ndarray, steps_per_nat: int
+        self, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray, steps_per_nat: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return quantised log-probabilities u16 [M, R] at the probe's ids, and the log of the rest's mass f32 [M]."""
         at = _positions_within(corpus, rows)
@@ -107,7 +106,7 @@ class Teacher:
             code[places], log_tail[places] = quantise(logp_MR, steps_per_nat), log_rest
         return code, log_tail
 
-    def mean_loss(self, corpus: Corpus) -> float:
+    def mean_loss(self, corpus: NumberedSequences) -> float:
         """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
         losses = corpus_losses(
             lambda batch: gold_logp(self.model, batch, self.vocab_size),
@@ -117,7 +116,7 @@ class Teacher:
         )
         return float(losses.sum() / corpus.n_positions)
 
-    def _batches(self, corpus: Corpus, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
+    def _batches(self, corpus: NumberedSequences, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
         lengths = corpus.token_offsets[rows + 1] - corpus.token_offsets[rows]
         for chosen in plan_batches(lengths, self.batch_tokens):
             yield rows[chosen], collate([corpus.sequence(int(row)) for row in rows[chosen]], self.pad_id)
@@ -126,7 +125,7 @@ class Teacher:
 class naming_the_sequence:
     """Turn a batch row with NaN logits into the name of its sequence."""
 
-    def __init__(self, checkpoint: str, corpus: Corpus, rows: np.ndarray) -> None:
+    def __init__(self, checkpoint: str, corpus: NumberedSequences, rows: np.ndarray) -> None:
         self.checkpoint, self.corpus, self.rows = checkpoint, corpus, rows
 
     def __enter__(self) -> None:
@@ -154,7 +153,7 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
-def global_positions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+def global_positions(corpus: NumberedSequences, rows: np.ndarray) -> np.ndarray:
     """Return the global index of every position of a batch, in the batch's order."""
     offsets = corpus.position_offsets
     return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
@@ -174,7 +173,7 @@ def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
     }
 
 
-def _positions_within(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+def _positions_within(corpus: NumberedSequences, rows: np.ndarray) -> np.ndarray:
     """Where the positions of each of `rows` begin, one row after another; the last entry is how many there are."""
     counts = corpus.position_offsets[rows + 1] - corpus.position_offsets[rows]
     return np.concatenate([[0], np.cumsum(counts)])
