@@ -36,6 +36,10 @@ class CacheDamagedError(UserError, OSError):
     """Bytes of a cache are not those that were committed."""
 
 
+class CacheUnreachableError(UserError, ConnectionError):
+    """The store that holds a cache does not answer, or refuses to."""
+
+
 class CacheWriteError(UserError, OSError):
     """A file of a cache cannot be written; what was committed before is safe."""
 

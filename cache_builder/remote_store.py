@@ -4,8 +4,9 @@
     .locks/<name>        a lease: {"holder", "host", "process", "token", "renewed"}, created only where there is none,
                          renewed every minute; after five minutes without it its holder counts as dead
 
-An object store has no lock that ends with its holder, so a builder killed on another machine is believed alive until
-its lease is over. Two builders that both think they hold a part still write the same bytes, each object whole.
+A request that fails for a passing reason is repeated (`retries.py`). An object store has no lock that ends with its
+holder, so a builder killed on another machine is believed alive until its lease is over. Two builders that both think
+they hold a part still write the same bytes, each object whole.
 """
 
 import hashlib
@@ -16,14 +17,20 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
 
-from cache_builder.errors import CacheBusyError, CacheDamagedError, CacheWriteError, ConfigError
+from cache_builder.errors import (
+    CacheBusyError,
+    CacheDamagedError,
+    CacheUnreachableError,
+    CacheWriteError,
+    ConfigError,
+)
 from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, parts_clash
-from cache_builder.store import write_error
+from cache_builder.retries import attempt, without_secrets
 
 RENEW_SECONDS = 60.0
 LEASE_SECONDS = 300.0
@@ -49,11 +56,11 @@ class RemoteStore:
         return f"{self._connect()[1]}/{key}".rstrip("/")
 
     def where(self, key: str) -> str:
-        return f"{self.url}/{key}" if key else self.url
+        return without_secrets(f"{self.url}/{key}" if key else self.url)
 
     def read(self, key: str) -> bytes:
         try:
-            return self.fs.cat_file(self.path(key))
+            return attempt(lambda: self.fs.cat_file(self.path(key)), f"read {self.where(key)}")
         except FileNotFoundError:
             raise CacheDamagedError(f"{self.where(key)} is damaged: the object is missing") from None
 
@@ -64,21 +71,27 @@ class RemoteStore:
         return self._read_part(key, -size, None, size)
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        self.fs.invalidate_cache()
         root = len(self.path("")) + 1
-        found = self.fs.find(self.path(prefix), detail=True)
+        found = self._find(prefix)
         sizes = {path[root:]: info["size"] for path, info in found.items() if len(path) > root}
         return {key: size for key, size in sizes.items() if not key.startswith(f"{LOCK_FOLDER}/")}
 
     def exists(self, key: str) -> bool:
+        # Not `isfile`, which takes any failure for "no".
         self.fs.invalidate_cache()
-        return self.fs.isfile(self.path(key))
+        try:
+            info = attempt(lambda: self.fs.info(self.path(key)), f"read {self.where(key)}")
+        except FileNotFoundError:
+            return False
+        return info["type"] == "file"
 
     def commit(self, key: str, data: bytes) -> None:
         try:
-            self.fs.pipe_file(self.path(key), data)
-        except OSError as error:
-            raise write_error(self.where(key), len(data), error) from error
+            attempt(lambda: self.fs.pipe_file(self.path(key), data), f"write {self.where(key)} ({len(data):,} bytes)")
+        except CacheUnreachableError as error:
+            raise CacheWriteError(
+                f"{error}; what is committed is safe: mend that and give the same command again to continue"
+            ) from error.__cause__
         if hashlib.sha256(self.read(key)).digest() != hashlib.sha256(data).digest():
             raise CacheWriteError(f"{self.where(key)} does not read back as it was written; build again")
 
@@ -88,7 +101,11 @@ class RemoteStore:
     def remove_tree(self, prefix: str) -> None:
         keys = self.sizes(prefix)
         if keys:
-            self.fs.rm([self.path(key) for key in keys])
+            paths = [self.path(key) for key in keys]
+            with suppress(FileNotFoundError):
+                attempt(lambda: self.fs.rm(paths), f"remove {self.where(prefix)}")
+            for key in self.sizes(prefix):
+                self.remove(key)
 
     @contextmanager
     def hold(self, part: tuple[int, int]) -> Iterator[None]:
@@ -99,7 +116,7 @@ class RemoteStore:
                 index, _, parts = name.removeprefix("part-").removesuffix(".json").partition("-of-")
                 other = (int(index), int(parts))
                 if other != part and parts_clash(other, part):
-                    raise CacheBusyError(busy_message(self.url, part, lease["holder"]))
+                    raise CacheBusyError(busy_message(self.where(""), part, lease["holder"]))
             yield
 
     @contextmanager
@@ -116,12 +133,14 @@ class RemoteStore:
             holder = self._leases().get(name)
             if holder is None:
                 continue
+            if holder.get("token") == lease["token"]:  # an earlier attempt had arrived, only its answer had not
+                break
             if is_over(holder):
                 self._remove(path)
             elif wait:
                 time.sleep(POLL_SECONDS)
             else:
-                raise CacheBusyError(busy_message(self.url, part, holder["holder"]))
+                raise CacheBusyError(busy_message(self.where(""), part, holder["holder"]))
         done = threading.Event()
         renewal = threading.Thread(target=self._renew, args=(path, lease, done), daemon=True)
         renewal.start()
@@ -130,38 +149,43 @@ class RemoteStore:
         finally:
             done.set()
             renewal.join()
-            self._remove(path)
+            with suppress(CacheUnreachableError):  # then the lease ends with its time
+                self._remove(path)
 
     def _create(self, path: str, lease: dict[str, Any]) -> bool:
         try:
-            self.fs.pipe_file(path, _stamped(lease), mode="create")
+            attempt(lambda: self.fs.pipe_file(path, _stamped(lease), mode="create"), f"write below {self.where('')}")
         except FileExistsError:
             return False
         return True
 
     def _renew(self, path: str, lease: dict[str, Any], done: threading.Event) -> None:
         while not done.wait(RENEW_SECONDS):
-            self.fs.pipe_file(path, _stamped(lease))
+            with suppress(CacheUnreachableError):  # tried again at the next turn, well before the lease is over
+                attempt(lambda: self.fs.pipe_file(path, _stamped(lease)), f"write below {self.where('')}", done)
 
     def _leases(self) -> dict[str, dict[str, Any]]:
-        self.fs.invalidate_cache()
         leases: dict[str, dict[str, Any]] = {}
-        for path in self.fs.find(self.path(LOCK_FOLDER)):
-            try:
-                leases[path.rpartition("/")[2]] = json.loads(self.fs.cat_file(path))
-            except FileNotFoundError:
-                continue
+        for path in self._find(LOCK_FOLDER):
+            with suppress(FileNotFoundError):
+                data = attempt(lambda: self.fs.cat_file(path), f"read below {self.where('')}")  # noqa: B023
+                leases[path.rpartition("/")[2]] = json.loads(data)
         return leases
 
-    def _remove(self, path: str) -> None:
+    def _find(self, prefix: str) -> dict[str, Any]:
+        self.fs.invalidate_cache()
         try:
-            self.fs.rm_file(path)
+            return attempt(lambda: self.fs.find(self.path(prefix), detail=True), f"list {self.where(prefix)}")
         except FileNotFoundError:
-            return
+            return {}
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            attempt(lambda: self.fs.rm_file(path), f"remove an object below {self.where('')}")
 
     def _read_part(self, key: str, start: int, end: int | None, size: int) -> bytes:
         try:
-            data = self.fs.cat_file(self.path(key), start=start, end=end)
+            data = attempt(lambda: self.fs.cat_file(self.path(key), start=start, end=end), f"read {self.where(key)}")
         except FileNotFoundError:
             raise CacheDamagedError(f"{self.where(key)} is damaged: the object is missing") from None
         if len(data) < size:
@@ -173,9 +197,11 @@ class RemoteStore:
             try:
                 fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
             except ImportError as error:
-                raise ConfigError(f"cache {self.url}: {error}; `pip install footsteps[remote]` for s3://") from error
+                raise ConfigError(
+                    f"cache {self.where('')}: {error}; `pip install footsteps[remote]` for s3://"
+                ) from error
             except ValueError as error:
-                raise ConfigError(f"cache {self.url}: {error}") from error
+                raise ConfigError(f"cache {self.where('')}: {error}") from error
             self._connection = (os.getpid(), fs, root.rstrip("/"))
         return self._connection[1], self._connection[2]
 

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a core each
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.models import train_tokenizer
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache, open_cache
+from tests.object_store import s3_bucket
 from tests.toys import DROPOUT, color_examples, load_toy, write_toy
 from trainer.config import Experiment
 from trainer.sft import sft_student, sft_teacher
@@ -79,6 +80,13 @@ def toy(built_toy: Path, tmp_path: Path) -> Callable[..., tuple[Experiment, Cach
         return experiment, open_cache(experiment.cache_url), Prepared(experiment)
 
     return open_toy
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a bucket on a fresh S3 server."""
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,45 +46,6 @@ def teaching(
     make_model: Callable[..., LlamaForCausalLM],
 ) -> Teaching:
     return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URL of a bucket on a fresh S3 server."""
-    pytest.importorskip("moto", reason="needs moto[server] and s3fs: the remote extra")
-    s3fs = pytest.importorskip("s3fs", reason="needs moto[server] and s3fs: the remote extra")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    settings |= {"AWS_DEFAULT_REGION": "us-east-1", "FSSPEC_S3_ENDPOINT_URL": endpoint}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        _wait_for(endpoint)
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("caches")
-        yield "s3://caches"
-    finally:
-        server.terminate()
-        server.wait()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _wait_for(endpoint: str) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(endpoint).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(endpoint)
 
 
 def remote_files(store: RemoteStore) -> dict[str, bytes]:
