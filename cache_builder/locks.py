@@ -1,25 +1,32 @@
 """Who builds which part of a local cache, so that two builders never do the same work.
 
     <cache>/.locks/part-<i>-of-<n>    held with flock while part i of n is being built; the text names the holder
+    <cache>/.locks/hand-<id>          held with flock by a process that works for a holder (an actor on a cluster)
     <cache>/.locks/stage              held with flock during a stage that one builder does for all
+    <cache>/.locks/.lock              held with flock while the files beside it are made and removed
 
-The kernel drops a lock when its holder dies, however it dies. The registry itself is guarded by a lock on the cache's
-folder, and removed with the last holder, so a finished cache holds no trace of who built it.
+The kernel drops a lock when its holder dies, however it dies; a file system shared by several hosts tells them of each
+other's locks only on files that are open for writing, as all of these are. The folder is removed with the last holder,
+so a finished cache holds no trace of who built it.
 """
 
 import fcntl
 import getpass
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cache_builder.errors import CacheBusyError
+from cache_builder.errors import CacheBusyError, CacheWriteError
 
 LOCK_FOLDER = ".locks"
 STAGE = "stage"
+HANDS_SECONDS = 120.0
+"""How long a new holder waits for the hands of one that died; they notice it within seconds."""
 
 
 def holder_name(part: tuple[int, int]) -> str:
@@ -30,6 +37,14 @@ def holder_name(part: tuple[int, int]) -> str:
         user = str(os.getuid())
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{user}@{socket.gethostname()}, process {os.getpid()}, part {part[0]}/{part[1]}, since {since}"
+
+
+def machine() -> str:
+    """Name the place within which a process id means a process: hosts, and containers, may share a host name."""
+    place = [socket.gethostname()]
+    with suppress(OSError):  # not Linux
+        place += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(place)
 
 
 def parts_clash(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -48,13 +63,40 @@ def busy_message(where: str, part: tuple[int, int], holder: str) -> str:
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Wait until no other process is in such a block for this folder; makes the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    path = folder / ".lock"
+    while True:
+        if folder.is_file():
+            raise NotADirectoryError(str(folder))
+        with suppress(FileNotFoundError, FileExistsError):  # the folder was removed in between
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            lock_file(descriptor, path)
+            if _is_still_at(path, descriptor):
+                break
+            os.close(descriptor)  # whoever had it has removed it
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def lock_file(descriptor: int, path: Path, flags: int = fcntl.LOCK_EX) -> None:
+    """Take a lock on an open file; closing it, and dying, gives the lock back.
+
+    Raises:
+        BlockingIOError: another process has it, and `flags` say not to wait.
+        CacheWriteError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, flags)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise CacheWriteError(
+            f"{path} cannot be locked: {error.strerror}; without locks two builders could mix, so mount this file "
+            "system with them (docs/clusters.md), or put the cache elsewhere"
+        ) from error
 
 
 class LocalLocks:
@@ -72,44 +114,91 @@ class LocalLocks:
             CacheBusyError: another live builder has it, or divides the work into another number of parts.
         """
         path = self.folder / f"part-{part[0]}-of-{part[1]}"
-        with folder_lock(self.cache):
-            self.folder.mkdir(exist_ok=True)
+        with folder_lock(self.folder):
             for other in sorted(self.folder.glob("part-*")):
-                self._refuse_or_clear(other, part)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(descriptor, holder_name(part).encode())
+                holder = _holder_of(other)
+                i, _, n = other.name.removeprefix("part-").partition("-of-")
+                if holder is not None and parts_clash((int(i), int(n)), part):
+                    raise CacheBusyError(busy_message(str(self.cache), part, holder))
+            descriptor = _hold_file(path, holder_name(part))
         try:
+            self._wait_for_hands(part)
             yield
         finally:
-            with folder_lock(self.cache):
+            with suppress(CacheBusyError):
+                self._wait_for_hands(part)
+            with folder_lock(self.folder):
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
                 if not any(self.folder.glob("part-*")):
                     (self.folder / STAGE).unlink(missing_ok=True)
-                    with suppress(OSError):
-                        self.folder.rmdir()
+            with suppress(OSError):  # others are still at work
+                self.folder.rmdir()
+
+    @contextmanager
+    def hand(self) -> Iterator[None]:
+        """Work for the one builder that holds part 0 of 1; nobody else will hold the cache before the block ends."""
+        path = self.folder / f"hand-{uuid.uuid4().hex}"
+        with folder_lock(self.folder):
+            descriptor = _hold_file(path, f"a worker of {holder_name((0, 1))}")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
     @contextmanager
     def stage(self) -> Iterator[None]:
-        """Wait for the stage's lock and hold it until the block ends; only inside `hold`."""
-        descriptor = os.open(self.folder / STAGE, os.O_RDWR | os.O_CREAT, 0o644)
+        """Wait for the stage's lock and hold it until the block ends; only inside `hold`, or `hand`."""
+        path = self.folder / STAGE
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock_file(descriptor, path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
 
-    def _refuse_or_clear(self, path: Path, part: tuple[int, int]) -> None:
+    def _wait_for_hands(self, part: tuple[int, int]) -> None:
+        """Wait until no process works for a builder that has ended, or was killed."""
+        until = time.monotonic() + HANDS_SECONDS
+        while True:
+            with folder_lock(self.folder):
+                holders = [holder for path in self.folder.glob("hand-*") if (holder := _holder_of(path))]
+            if not holders:
+                return
+            if time.monotonic() > until:
+                raise CacheBusyError(busy_message(str(self.cache), part, holders[0]))
+            time.sleep(0.1)
+
+
+def _hold_file(path: Path, holder: str) -> int:
+    """Make a file, lock it and write who holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(descriptor, holder.encode())
+    return descriptor
+
+
+def _holder_of(path: Path) -> str | None:
+    """Say who holds a file; where nobody does, remove it."""
+    try:
         descriptor = os.open(path, os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                i, _, n = path.name.removeprefix("part-").partition("-of-")
-                if parts_clash((int(i), int(n)), part):
-                    raise CacheBusyError(busy_message(str(self.cache), part, path.read_text())) from None
-            else:
-                path.unlink()
-        finally:
-            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    try:
+        lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return path.read_text()
+    else:
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _is_still_at(path: Path, descriptor: int) -> bool:
+    """Say whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -12,12 +12,11 @@ they hold a part still write the same bytes, each object whole.
 import hashlib
 import json
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import fsspec
@@ -29,7 +28,7 @@ from cache_builder.errors import (
     CacheWriteError,
     ConfigError,
 )
-from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, parts_clash
+from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, machine, parts_clash
 from cache_builder.retries import attempt, without_secrets
 
 RENEW_SECONDS = 60.0
@@ -119,6 +118,10 @@ class RemoteStore:
                     raise CacheBusyError(busy_message(self.where(""), part, lease["holder"]))
             yield
 
+    def hand(self) -> AbstractContextManager[None]:
+        """Hold nothing: what still works when its builder has died writes the same bytes, each object whole."""
+        return nullcontext()
+
     @contextmanager
     def stage(self) -> Iterator[None]:
         with self._lease(f"{STAGE}.json", (0, 1), wait=True):
@@ -127,7 +130,7 @@ class RemoteStore:
     @contextmanager
     def _lease(self, name: str, part: tuple[int, int], *, wait: bool) -> Iterator[None]:
         path = self.path(f"{LOCK_FOLDER}/{name}")
-        lease = {"holder": holder_name(part), "host": socket.gethostname(), "process": os.getpid()}
+        lease = {"holder": holder_name(part), "host": machine(), "process": os.getpid()}
         lease["token"] = uuid.uuid4().hex
         while not self._create(path, lease):
             holder = self._leases().get(name)
@@ -210,7 +213,7 @@ def is_over(lease: dict[str, Any]) -> bool:
     """Say whether a lease's holder is gone: its time is over, or it ran on this machine and no longer does."""
     if time.time() - lease["renewed"] > LEASE_SECONDS:
         return True
-    if lease["host"] != socket.gethostname():
+    if lease["host"] != machine():
         return False
     try:
         os.kill(lease["process"], 0)

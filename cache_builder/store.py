@@ -52,6 +52,9 @@ class Store(Protocol):
     def hold(self, part: tuple[int, int]) -> AbstractContextManager[None]:
         """Be the only builder of this part; CacheBusyError names another holder."""
 
+    def hand(self) -> AbstractContextManager[None]:
+        """Work for the builder that holds the whole, as another process of it."""
+
     def stage(self) -> AbstractContextManager[None]:
         """Wait until no other builder is in a stage that one does for all."""
 
@@ -139,6 +142,9 @@ class LocalStore:
     def hold(self, part: tuple[int, int]) -> AbstractContextManager[None]:
         _make_folder(self.folder)
         return self.locks.hold(part)
+
+    def hand(self) -> AbstractContextManager[None]:
+        return self.locks.hand()
 
     def stage(self) -> AbstractContextManager[None]:
         return self.locks.stage()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.errors import CacheBusyError, CacheDamagedError, CacheIncompleteError, ConfigError, MissingError
+from cache_builder.locks import machine
 from cache_builder.reader import open_cache
 from cache_builder.remote_store import LEASE_SECONDS, RemoteStore, is_over
 from cache_builder.store import LocalStore, open_store
@@ -120,7 +120,7 @@ def test_two_builders_never_hold_the_same_part(scheme: str, request: pytest.Fixt
 
 
 def test_a_lease_ends_with_its_time_or_with_its_process_on_the_same_machine() -> None:
-    lease = {"host": socket.gethostname(), "process": os.getpid(), "renewed": time.time()}
+    lease = {"host": machine(), "process": os.getpid(), "renewed": time.time()}
     assert not is_over(lease)
     assert is_over({**lease, "renewed": time.time() - LEASE_SECONDS - 1})
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -134,7 +134,7 @@ def test_a_dead_builders_lease_is_taken_over() -> None:
     store = RemoteStore(url)
     program = "import os; print(os.getpid())"
     process = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
-    lease = {"holder": "x", "host": socket.gethostname(), "process": process, "renewed": time.time()}
+    lease = {"holder": "x", "host": machine(), "process": process, "renewed": time.time()}
     assert store._create(store.path(".locks/part-0-of-1.json"), lease)
     store.fs.pipe_file(store.path(".locks/part-0-of-1.json"), str(lease).replace("'", '"').encode())
     with store.hold((0, 1)):
