@@ -79,7 +79,7 @@ def append_rows(csv_name: str, rows: list[dict[str, object]]) -> None:
     """Append rows of one shape, with commit and hardware, to `results/<csv_name>`."""
     path = RESULTS / csv_name
     path.parent.mkdir(exist_ok=True)
-    common: dict[str, object] = {"commit": _commit(), "hardware": _hardware()}
+    common: dict[str, object] = {"commit": commit(), "hardware": hardware()}
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*common, *rows[0]], lineterminator="\n")
         if file.tell() == 0:
@@ -137,7 +137,8 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit that is checked out, with a + where the packages differ from it."""
     root = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     changed = subprocess.run(
@@ -149,7 +150,8 @@ def _commit() -> str:
     return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Name the GPU, or the processor and how many threads torch uses of it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
