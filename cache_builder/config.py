@@ -119,6 +119,28 @@ class ModelConfig(Section):
 class TeacherConfig(ModelConfig):
     checkpoints: Annotated[int, Field(ge=1, le=1000)] | Annotated[list[str], Field(min_length=1)] = 4
     """How many evenly spaced checkpoints our own fine-tuning saves, or a list of folders or hub ids, oldest first."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str] | None = None
+    """While the cache is built: spread a checkpoint over GPUs, memory and disk, or a map from modules to devices."""
+    max_memory: dict[str, str] | None = None
+    """What `device_map` may fill, such as {0 = "70GiB", cpu = "200GiB"}; all there is unless given."""
+    offload_folder: str | None = None
+    """Where `device_map` puts weights on disk that cannot be read from the checkpoint's own files."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """While the cache is built: quantise with bitsandbytes on loading. Folders that are quantised need no option."""
+    tensor_parallel: int = Field(1, ge=1)
+    """While the cache is built: how many of torchrun's processes share one checkpoint's layers."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.tensor_parallel > 1 and self.device_map is not None:
+            raise ValueError("give `device_map` (one process) or `tensor_parallel` (several), not both")
+        if self.device_map is None and (self.max_memory or self.offload_folder):
+            raise ValueError("`max_memory` and `offload_folder` belong to `device_map`, which is not given")
+        return self
+
+    def as_trained(self) -> ModelConfig:
+        """Return the model without what only says how the cache's builder loads it."""
+        return ModelConfig.model_validate(self.model_dump(include=set(ModelConfig.model_fields)))
 
 
 class CacheConfig(Section):

@@ -3,8 +3,8 @@
     hidden = base(input_ids)[positions]          prompts and padding never meet the head
     logits = cap · tanh(scale · (hidden @ weightᵀ + bias) / cap)          the first `vocab_size` rows of weight only
 
-Capture and loss both work on chunks of hidden states, so they need these parts instead of `model(...).logits`.
-`verify_head` compares the parts with the model's own logits once, so that a family unknown here cannot pass unseen.
+Capture and loss both work on chunks of hidden states, so they need these parts instead of `model(...).logits`. They lie
+on one device, the head's, wherever the layers are; a head that was offloaded is read in. `verify_head` compares the parts with the model's own logits once, so that a family unknown here cannot pass unseen.
 
 Shapes: B sequences, T tokens, M positions, C positions of a chunk, D hidden size, V vocabulary.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weakref import WeakSet
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from cache_builder.batches import Batch
@@ -43,7 +44,10 @@ _verified: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits. `weight_VD` is the module's own parameter, with all of its rows."""
+    """What turns hidden states into logits. `weight_VD` is the module's own parameter, with all of its rows.
+
+    Of a head that was offloaded, it is a copy on the device where the head runs.
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -56,7 +60,8 @@ def read_head(model: nn.Module, vocab_size: int) -> Head:
     """Find the parts of a causal LM's head.
 
     Raises:
-        ModelError: the head is no plain linear layer (LoRA, quantised, …) or has fewer rows than `vocab_size`.
+        ModelError: the head is no plain linear layer (LoRA, quantised, …), is divided among processes, or has fewer
+            rows than `vocab_size`.
     """
     module = _output_layer(model)
     name = type(model).__name__
@@ -76,21 +81,41 @@ def read_head(model: nn.Module, vocab_size: int) -> Head:
     setting, power = _SCALES.get(config.model_type, (None, 1))
     scale = float(getattr(config, setting)) ** power if setting else 1.0
     caps = [cap for cap in (getattr(config, attribute, None) for attribute in _SOFTCAPS) if cap]
-    return Head(module.weight, module.bias, vocab_size, scale, float(caps[0]) if caps else None)
+    with align_module_device(module):  # its hooks read in what was offloaded
+        weight_VD, bias_V = module.weight, module.bias
+    if weight_VD.is_meta or _is_divided(weight_VD):
+        where = "not in memory" if weight_VD.is_meta else "divided among processes"
+        raise ModelError(
+            f"{name}: the weight of the language-model head is {where}, expected a whole tensor; load the model with "
+            f"teacher.device_map or teacher.tensor_parallel, which know how to keep it whole"
+        )
+    return Head(weight_VD, bias_V, vocab_size, scale, float(caps[0]) if caps else None)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return where token ids go: the device on which the model's embedding runs."""
+    embedding = _plain(model).get_input_embeddings()  # type: ignore[operator]
+    runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return next(embedding.parameters()).device if runs_on is None else torch.device(runs_on)
 
 
 def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[Tensor, Head]:
-    """Run the model without its head and return the hidden states [M, D] that predict the positions, and the head."""
-    device = next(model.parameters()).device
+    """Run the model without its head and return the hidden states [M, D] that predict the positions, and the head.
+
+    Both are on the head's device.
+    """
+    device = input_device(model)
     base = _base(model)
     output = base(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     )
-    hidden_MD = output.last_hidden_state.flatten(0, 1).index_select(0, batch["source_M"].to(device))
+    hidden = output.last_hidden_state
+    hidden_MD = hidden.flatten(0, 1).index_select(0, batch["source_M"].to(hidden.device))
     layer = _output_layer(model)
     if _is_sharded(layer):
         layer(hidden_MD[:1])  # its hooks gather the weight, and count on every module of their group being called
-    return hidden_MD, read_head(model, vocab_size)
+    head = read_head(model, vocab_size)
+    return hidden_MD.to(head.weight_VD.device), head
 
 
 def verify_head(model: nn.Module) -> None:
@@ -103,7 +128,7 @@ def verify_head(model: nn.Module) -> None:
         return
     module = _output_layer(model)
     vocab_size = module.weight.shape[0] if isinstance(module, nn.Linear) else 1
-    device = next(model.parameters()).device
+    device = input_device(model)
     tokens = torch.tensor([[1, 2, 3, 0]], device=device) % vocab_size
     batch: Batch = {
         "input_ids": tokens,
@@ -117,7 +142,8 @@ def verify_head(model: nn.Module) -> None:
     with torch.no_grad():
         hidden_CD, head = hidden_states_at(model, batch, vocab_size)
         ours = project(hidden_CD, head)
-        theirs = model(input_ids=tokens, attention_mask=batch["attention_mask"]).logits[0, :, :vocab_size].float()
+        theirs = model(input_ids=tokens, attention_mask=batch["attention_mask"]).logits[0, :, :vocab_size]
+        theirs = theirs.to(ours.device).float()
     model.train(was_training)
     error = (ours - theirs).abs().max().item()
     largest = theirs.abs().max().item()
@@ -173,6 +199,11 @@ def project(hidden_CD: Tensor, head: Head, weight_VD: Tensor | None = None, out:
         if head.softcap is not None:
             logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
     return logits_CV
+
+
+def _is_divided(weight: Tensor) -> bool:
+    """Say whether this process has only a part of a weight."""
+    return torch.distributed.is_available() and isinstance(weight, torch.distributed.tensor.DTensor)
 
 
 def _is_sharded(module: nn.Module) -> bool:

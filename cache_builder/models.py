@@ -6,6 +6,7 @@ Only safetensors weights are read. Vocabulary size means `len(tokenizer)` everyw
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cache_builder.adapters import adapter_at, put_in
 from cache_builder.config import ModelConfig, expand
-from cache_builder.errors import MissingError, ModelError
+from cache_builder.errors import ConfigError, MissingError, ModelError
+from cache_builder.placement import is_quantised, loading_options
 
 EOS_TOKEN = "<|end|>"
 PAD_TOKEN = "<|pad|>"
@@ -82,34 +85,61 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreT
     return tokenizer
 
 
-def load_model(config: ModelConfig, seed: int, location: str | None = None) -> PreTrainedModel:
+def load_model(config: ModelConfig, seed: int, location: str | None = None, **parallel: Any) -> PreTrainedModel:
     """Load a causal LM in eval mode; a folder without weights is initialised from `seed`.
 
-    `location` replaces `config.model`, to load another state of the same model.
+    `location` replaces `config.model`, to load another state of the same model; of adapters, the base is loaded with
+    them. `parallel` goes to `from_pretrained`.
 
     Raises:
         MissingError: there is no such model.
-        ModelError: it is not a causal LM that transformers knows, or has no safetensors weights.
+        ModelError: it is not a causal LM that transformers knows, has no safetensors weights, does not fit into
+            memory, or the package that its quantisation needs is not installed.
     """
     location = location or config.model
     name, revision = resolve(location)
+    adapter = adapter_at(name, revision)
+    if adapter is not None:
+        model = load_model(config, seed, adapter.base_location, **parallel)
+        put_in(model, adapter)
+        return model
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "dtype": getattr(torch, config.dtype)}
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     try:
         if _has_only_config(name):
-            model_config = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
-            devices = range(torch.cuda.device_count())
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(model_config, **options)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, use_safetensors=True, **options)
+            return _initialised(name, seed, options).eval()
+        options |= {
+            "revision": revision,
+            "use_safetensors": True,
+            **loading_options(config, name, revision),
+            **parallel,
+        }
+        model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
     except OSError as error:
         raise MissingError(f"model {location!r} could not be loaded: {_first_line(error)}") from error
-    except ValueError as error:
+    except ConfigError:
+        raise
+    except (ValueError, ImportError) as error:
         raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {_first_line(error)}") from error
-    return model.eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
+            f"larger one (teacher.device_map, quantization, tensor_parallel): {_first_line(error)}"
+        ) from error
+    if is_quantised(name, revision) and getattr(model, "hf_quantizer", None) is None:
+        raise ModelError(
+            f"model {location!r}: transformers does not know the quantisation that its config.json names and would "
+            f"read the weights as they are; expected a kind that it loads, or no quantization_config"
+        )
+    return model
+
+
+def _initialised(name: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **options)
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -132,27 +162,45 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def weights_fingerprint(location: str, seed: int) -> str:
-    """Return a SHA-256 over a model's config and safetensors files, or over config and seed where it has no weights."""
+    """Return a SHA-256 over a model's config and safetensors files, or over config and seed where it has no weights.
+
+    That of adapters covers their base as well, wherever it lies.
+    """
     name, revision = resolve(location)
+    adapter = adapter_at(name, revision)
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    digest = hashlib.sha256(b"footsteps weights 1")
+    files = sorted(folder.glob("*.safetensors"))
+    changed_by_saving = ["transformers_version", "_name_or_path", "dtype"]
+    if adapter is not None:
+        changed_by_saving += ["base_model_name_or_path", "revision", "peft_version"]
     config_file = next((name for name in CONFIG_FILES if (folder / name).is_file()), CONFIG_FILES[0])
-    model_config = json.loads((folder / config_file).read_text())
-    for changed_by_saving in ("transformers_version", "_name_or_path", "dtype"):
-        model_config.pop(changed_by_saving, None)
+    stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in [folder / config_file, *files])
+    digest = _digest(stamps, tuple(changed_by_saving), "" if files else str(seed))
+    if adapter is None:
+        return digest
+    base = weights_fingerprint(adapter.base_location, seed)
+    return hashlib.sha256(f"footsteps adapters 1 {digest} {base}".encode()).hexdigest()
+
+
+@cache
+def _digest(stamps: tuple[tuple[Path, int, int], ...], leave_out: tuple[str, ...], seed: str) -> str:
+    """Return the SHA-256 of a config (less some keys), its weights' files, and `seed`; sizes and times are the key."""
+    digest = hashlib.sha256(b"footsteps weights 1")
+    (config_path, _, _), *weights = stamps
+    model_config = json.loads(config_path.read_text())
+    for key in leave_out:
+        model_config.pop(key, None)
     digest.update(json.dumps(model_config, sort_keys=True).encode())
-    weights = sorted(folder.glob("*.safetensors"))
-    for path in weights:
+    for path, _, _ in weights:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
-    if not weights:
-        digest.update(str(seed).encode())
+    digest.update(seed.encode())
     return digest.hexdigest()
 
 

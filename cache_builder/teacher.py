@@ -1,20 +1,23 @@
 """One checkpoint of the teacher, loaded and run over sequences: what capture needs between a corpus and its targets."""
 
-import os
+import gc
 from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cache_builder.adapters import SharedBase, adapter_at
 from cache_builder.batches import Batch, collate, plan_batches
 from cache_builder.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
 from cache_builder.config import CacheExperiment
 from cache_builder.corpus_losses import NumberedSequences, corpus_losses
 from cache_builder.errors import ModelError
 from cache_builder.format import CheckpointIdentity, TargetOptions
-from cache_builder.models import check_vocabulary, load_model, weights_fingerprint
+from cache_builder.head import read_head
+from cache_builder.models import check_vocabulary, load_model, resolve, weights_fingerprint
+from cache_builder.placement import describe_dtype, place
 from cache_builder.plan import rows_between
 from cache_builder.records import Targets, quantise
 from cache_builder.targets import tail_uniforms
@@ -23,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Teacher:
-    """A checkpoint in memory, on this process's device."""
+    """A checkpoint in memory."""
 
     def __init__(
         self,
@@ -32,21 +35,48 @@ class Teacher:
         location: str,
         tokenizer: PreTrainedTokenizerBase,
         fingerprint: str,
+        base: SharedBase | None = None,
     ) -> None:
+        """Load a checkpoint; of adapters, `base` is used again where it is theirs.
+
+        Raises:
+            MissingError: there is no such checkpoint, or its base.
+            ModelError: it cannot be loaded, does not fit the tokenizer, or has a head that is not supported.
+        """
         self.name = name
         self.vocab_size = len(tokenizer)
         self.pad_id = int(tokenizer.pad_token_id)
         self.batch_tokens = experiment.cache.batch_tokens
-        self.device = local_device()
-        self.model = load_model(experiment.teacher, experiment.run.seed, location)
+        self.base = base or SharedBase()
+        self.model = self._load(experiment, location)
         check_vocabulary(self.model, tokenizer, name)
-        self.model.to(self.device)  # type: ignore[arg-type]
+        self.device = read_head(self.model, self.vocab_size).weight_VD.device
         self.identity = CheckpointIdentity(
             name=name,
             weights_fingerprint=fingerprint,
-            dtype=experiment.teacher.dtype,
+            dtype=describe_dtype(self.model, experiment.teacher),
             attn_implementation=str(self.model.config._attn_implementation),
         )
+
+    def _load(self, experiment: CacheExperiment, location: str) -> PreTrainedModel:
+        config, seed = experiment.teacher, experiment.run.seed
+
+        def load(location: str) -> PreTrainedModel:
+            return place(load_model(config, seed, location), config)
+
+        adapter = adapter_at(*resolve(location))
+        if adapter is not None:
+            return self.base.load(adapter, load)
+        self.base.forget()
+        return load(location)
+
+    def release(self) -> None:
+        """Give the memory back, except a base that other adapters may need; this teacher says nothing any more."""
+        self.base.take_out(self.model)
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
         """Capture the global positions [start, end).
@@ -144,13 +174,6 @@ class naming_the_sequence:
 def identify(experiment: CacheExperiment, location: str) -> str:
     """Return the fingerprint of a checkpoint's weights."""
     return weights_fingerprint(location, experiment.run.seed)
-
-
-def local_device() -> torch.device:
-    """Return this process's GPU (LOCAL_RANK's, under torchrun), or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
 
 
 def global_positions(corpus: NumberedSequences, rows: np.ndarray) -> np.ndarray:

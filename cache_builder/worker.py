@@ -6,16 +6,15 @@
 Every engine builds with it: `build.py` in its own process, `ray_engine.py` in each of its actors.
 """
 
-import gc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder import format as names
+from cache_builder.adapters import SharedBase
 from cache_builder.config import CacheExperiment
 from cache_builder.corpus_losses import NumberedSequences
 from cache_builder.format import Manifest, ProbeGroup
@@ -42,6 +41,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._teacher: Teacher | None = None
+        self._base = SharedBase()
         self._fingerprints: dict[str, str] = {}
 
     def load(self, name: str) -> Teacher:
@@ -55,15 +55,15 @@ class Worker:
             location = self.locations[name]
             if name not in self._fingerprints:
                 self._fingerprints[name] = identify(self.experiment, location)
-            self._teacher = Teacher(self.experiment, name, location, self.tokenizer, self._fingerprints[name])
+            fingerprint = self._fingerprints[name]
+            self._teacher = Teacher(self.experiment, name, location, self.tokenizer, fingerprint, self._base)
         return self._teacher
 
     def unload(self) -> None:
-        """Give a checkpoint's memory back."""
-        self._teacher = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        """Give a checkpoint's memory back, except a base that other adapters may need."""
+        if self._teacher is not None:
+            self._teacher.release()
+            self._teacher = None
 
     def fix_probe(self, anchor: str) -> None:
         """Choose the probe's sequences, and their ids from what the anchor says."""

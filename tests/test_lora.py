@@ -1,4 +1,4 @@
-"""LoRA students: adapters are trained and resumed, saved as they are or merged, and load like any model."""
+"""LoRA students and teachers: adapters are trained and resumed, saved as they are or merged, and load like any model."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cache_builder.errors import ModelError
+from cache_builder.build import build_cache, teacher_checkpoints
+from cache_builder.errors import ConfigError, ModelError
 from cache_builder.models import load_model
 from cache_builder.prepare import Prepared
+from cache_builder.reader import open_cache
 from tests.interruption import Stop, stop_at
 from trainer.config import Experiment
 from trainer.distill import distill
-from trainer.sft import sft_student
+from trainer.sft import sft_student, sft_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
 
@@ -91,3 +93,43 @@ def test_adapters_for_a_model_without_weights_are_refused(toy: Any) -> None:
     experiment, cache, prepared = toy("student.lora={r=4}")
     with pytest.raises(ModelError, match="no weights"):
         distill(experiment, "td", 0, cache, prepared)
+
+
+def test_a_teacher_may_be_fine_tuned_by_adapters_whose_base_the_builder_loads_once(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, _, prepared = toy()
+    base = (experiment.output_dir / "teacher" / "last").resolve()
+    for name in ("teacher", "cache"):
+        (experiment.output_dir / name).unlink()
+    teacher = {**experiment.teacher.model_dump(), "model": str(base), "lora": {"r": 4}}
+    experiment = Experiment.model_validate({**experiment.model_dump(), "teacher": teacher})
+    sft_teacher(experiment, prepared)
+    checkpoints = teacher_checkpoints(experiment)
+    assert len(checkpoints) == 3
+    assert all((Path(folder) / "adapter_model.safetensors").is_file() for _, folder in checkpoints)
+    assert not any((Path(folder) / "model.safetensors").exists() for _, folder in checkpoints)
+    loaded: list[str] = []
+
+    def counting_load(config: Any, seed: int, location: str) -> Any:
+        loaded.append(location)
+        return load_model(config, seed, location)
+
+    monkeypatch.setattr("cache_builder.teacher.load_model", counting_load)
+    build_cache(experiment, prepared.train, prepared.tokenizer, checkpoints, prepared.validation)
+    assert loaded == [str(base)]
+    cache = open_cache(experiment.cache_url)
+    losses = [cache.losses(name).sum() for name in cache.checkpoints]
+    assert losses[0] > losses[-1] and len(set(losses)) == 3
+    tokens, completion = prepared.train.sequence(0)
+    for name, folder in checkpoints:
+        expected = logits(experiment, prepared, Path(folder))[0, :-1, : len(prepared.tokenizer)].log_softmax(1)
+        gold = expected.gather(1, torch.from_numpy(tokens[1:].astype(np.int64))[:, None])[:, 0]
+        np.testing.assert_allclose(
+            cache.read(name, [0]).gold, gold[torch.from_numpy(completion[1:].copy())], rtol=0, atol=1e-5
+        )
+
+
+def test_a_teacher_s_checkpoints_are_not_merged(toy: Any) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.merge is for students"):
+        toy("teacher.lora={merge=true}")

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from cache_builder.config import CacheExperiment, InvalidKeyError, Section
 from trainer.evaluate import EvaluateConfig
-from trainer.lora import StudentConfig
+from trainer.lora import StudentConfig, TunedTeacherConfig
 from trainer.methods import get_method
 from trainer.processes import process_count
 from trainer.tasks import TaskConfig
@@ -162,6 +162,7 @@ class DistillConfig(TrainingConfig):
 class Experiment(CacheExperiment):
     """One TOML file."""
 
+    teacher: TunedTeacherConfig
     student: StudentConfig
     sft: SftPair = SftPair()
     distill: DistillConfig = DistillConfig()

@@ -1,26 +1,24 @@
-"""LoRA students: only adapters are trained; what is saved are the adapters, or with `merge` a plain model folder.
+"""LoRA: only adapters are trained; what is saved are the adapters, or with `merge` a plain model folder.
 
     base, frozen ─▶ adapters in its layers, trained ─▶ best/ last/   adapter_config.json, adapter_model.safetensors
                                           └─▶ merge ─▶ best/ last/   config.json, model.safetensors
 
-An adapter folder loads like a model wherever transformers finds peft and the base that it names. The head is never
+A teacher's checkpoints stay adapters: the cache's builder then loads their base once. An adapter folder loads like a model wherever transformers finds peft and the base that it names. The head is never
 adapted: the loss reads its weight directly.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from cache_builder.config import ModelConfig, Section, expand
+from cache_builder.adapters import adapter_at
+from cache_builder.config import ModelConfig, Section, TeacherConfig
 from cache_builder.errors import ModelError
 from cache_builder.models import load_model, resolve
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 class LoraSection(Section):
@@ -43,6 +41,22 @@ class StudentConfig(ModelConfig):
     """Train adapters instead of the weights."""
 
 
+class TunedTeacherConfig(TeacherConfig):
+    lora: LoraSection | None = None
+    """Fine-tune adapters; the checkpoints are then adapters of `model`, which the cache's builder loads once."""
+
+    @model_validator(mode="after")
+    def _checkpoints_stay_adapters(self) -> Self:
+        if self.lora and self.lora.merge:
+            raise ValueError("lora.merge is for students; a teacher's checkpoints are adapters that share their base")
+        return self
+
+    def as_trained(self) -> ModelConfig:
+        """Return the model, and its adapters if there are any, without what only says how checkpoints are loaded."""
+        plain = super().as_trained()
+        return plain if self.lora is None else StudentConfig(**plain.model_dump(), lora=self.lora)
+
+
 def load_student(config: ModelConfig, seed: int) -> PreTrainedModel:
     """Load a model as it is to be trained: with `lora`, with new adapters or with those that the folder holds.
 
@@ -56,11 +70,12 @@ def load_student(config: ModelConfig, seed: int) -> PreTrainedModel:
 
     name, revision = resolve(config.model)
     folder = Path(name)
-    if (folder / ADAPTER_FILE).is_file():
-        base = load_model(config, seed, _base_location(folder))
+    adapter = adapter_at(name, revision)
+    if adapter is not None:
+        base = load_model(config, seed, adapter.base_location)
         return cast(PreTrainedModel, PeftModel.from_pretrained(base, name, is_trainable=True))
     if folder.is_dir() and not any(folder.glob("*.safetensors*")):
-        raise ModelError(f"student {config.model!r} has no weights, so there is nothing for student.lora to adapt")
+        raise ModelError(f"model {config.model!r} has no weights, so there is nothing for lora to adapt")
     base = load_model(config, seed)
     options = LoraConfig(task_type="CAUSAL_LM", revision=revision, **lora.model_dump(exclude={"merge"}))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -75,18 +90,13 @@ def merge_saved(output_dir: Path, config: ModelConfig, seed: int) -> None:
     from peft import PeftModel
 
     for folder in (output_dir / "best", output_dir / "last"):
-        if not (folder / ADAPTER_FILE).is_file():
+        adapter = adapter_at(str(folder), None) if folder.is_dir() else None
+        if adapter is None:
             continue
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(folder, part, ignore=shutil.ignore_patterns("adapter_*", "README.md"))
-        base = load_model(config, seed, _base_location(folder))
+        base = load_model(config, seed, adapter.base_location)
         PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(part)
         shutil.rmtree(folder)
         part.rename(folder)
-
-
-def _base_location(folder: Path) -> str:
-    adapter = json.loads((folder / ADAPTER_FILE).read_text())
-    base, revision = expand(adapter["base_model_name_or_path"]), adapter.get("revision")
-    return f"{base}@{revision}" if revision and not Path(base).is_dir() else base

@@ -39,12 +39,12 @@ def fine_tune(
     experiment: Experiment, prepared: Prepared, role: Role, folder: Path, rows: np.ndarray | None = None
 ) -> Path:
     """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
-    model_config = experiment.teacher if role == "teacher" else experiment.student
+    model_config = experiment.teacher.as_trained() if role == "teacher" else experiment.student
     config = experiment.sft.teacher if role == "teacher" else experiment.sft.student
     keep = experiment.teacher.checkpoints if role == "teacher" else 0
     assert isinstance(keep, int)
     inputs: dict[str, Any] = {
-        "model": model_config.model_dump(exclude={"checkpoints"}),
+        "model": model_config.model_dump(),
         "weights": weights_fingerprint(model_config.model, experiment.run.seed),
         "training": config.result_options(),
         "checkpoints": keep,

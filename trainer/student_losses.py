@@ -15,6 +15,7 @@ from cache_builder.config import ModelConfig
 from cache_builder.corpus_losses import Sequences, corpus_losses
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models import is_model_folder, load_model, weights_fingerprint
+from cache_builder.placement import place
 from cache_builder.reader import Cache
 from cache_builder.stages import finish_stage, stage_result
 from trainer.config import Experiment
@@ -89,7 +90,5 @@ def read_losses(path: Path, cache: Cache) -> np.ndarray:
 
 
 def load_on_device(config: ModelConfig, seed: int) -> PreTrainedModel:
-    """Load a model in eval mode onto the GPU where there is one."""
-    import torch
-
-    return load_model(config, seed).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    """Load a model in eval mode onto this process's device, or as a teacher's `device_map` says."""
+    return place(load_model(config, seed), config)

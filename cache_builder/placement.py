@@ -1,0 +1,89 @@
+"""Where a model's weights lie: on this process's device, or as its loading has placed them.
+
+plain                        one device: LOCAL_RANK's GPU, or the CPU
+device_map                   GPUs, memory and disk; accelerate's hooks carry states from one to the next
+quantised                    one device, chosen while loading: quantised weights are not moved afterwards
+tensor_parallel              a part of every layer on each process of a group
+"""
+
+import os
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cache_builder.config import ModelConfig, TeacherConfig, expand
+from cache_builder.errors import ConfigError
+
+
+def local_device() -> torch.device:
+    """Return this process's GPU (LOCAL_RANK's, under torchrun), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def place(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """Move a model to this process's device, unless its loading has placed it."""
+    mapped = isinstance(config, TeacherConfig) and config.device_map is not None
+    if mapped or getattr(model, "hf_quantizer", None) is not None or (model.tp_size or 1) > 1:
+        return model
+    return model.to(local_device())  # type: ignore[arg-type]
+
+
+def loading_options(config: ModelConfig, name: str, revision: str | None) -> dict[str, Any]:
+    """Return what `from_pretrained` must know of a model's place and quantisation.
+
+    Raises:
+        ConfigError: `device_map` together with several processes, which would all take the same GPUs.
+    """
+    options: dict[str, Any] = {}
+    if isinstance(config, TeacherConfig) and config.quantization is not None:
+        options["quantization_config"] = _quantization(config)
+    if isinstance(config, TeacherConfig) and config.device_map is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "teacher.device_map lets one process use every GPU, but this run has several; start one process, or "
+                "several with CUDA_VISIBLE_DEVICES and --part of their own, or use teacher.tensor_parallel"
+            )
+        options["device_map"] = config.device_map
+        options["max_memory"] = config.max_memory and {_device(key): size for key, size in config.max_memory.items()}
+        options["offload_folder"] = config.offload_folder and expand(config.offload_folder)
+    elif "quantization_config" in options or is_quantised(name, revision):
+        options["device_map"] = {"": local_device()}
+    return options
+
+
+def is_quantised(name: str, revision: str | None) -> bool:
+    """Say whether a model's config.json names a quantisation."""
+    found, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    return found.get("quantization_config") is not None
+
+
+def describe_dtype(model: PreTrainedModel, config: ModelConfig) -> str:
+    """Say in which numbers a model computes: `dtype`, or how it is quantised and what the rest of it has."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return config.dtype
+    how = quantizer.quantization_config
+    kind = str(getattr(how.quant_method, "value", how.quant_method))
+    if kind == "bitsandbytes":
+        kind += " 4bit" if how.load_in_4bit else " 8bit"
+    if getattr(how, "dequantize", False):
+        kind += " dequantised"
+    return f"{kind}, {str(model.get_input_embeddings().weight.dtype).removeprefix('torch.')}"
+
+
+def _quantization(config: TeacherConfig) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, config.dtype)
+    )
+
+
+def _device(key: str) -> int | str:
+    """GPUs are numbers where accelerate reads them; TOML's keys are strings."""
+    return int(key) if key.isdecimal() else key
