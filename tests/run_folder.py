@@ -62,7 +62,7 @@ def make_run(
             write_json(distilled / "plan.json", plan_of(method, seed, generator))
             write_json(distilled / "log.json", log_of(method, generator))
             for which in ("best", "last"):
-                share = 0.64 + 0.08 * index - (0.01 if which == "last" else 0)
+                share = 0.64 + 0.24 * index / max(3, len(methods) - 1) - (0.01 if which == "last" else 0)
                 model = f"{method}/seed-{seed}/{which}"
                 write_evaluation(folder, model, method, seed, which, tasks, share, generator)
     return folder

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from run_folder import METHODS, SEQUENCES, TASKS, make_run, write_losses
+from run_folder import CHECKPOINTS, METHODS, SEQUENCES, TASKS, make_run, write_losses
 
+from cache_builder.costs import CostNote
 from cache_builder.errors import MissingError
 from trainer.report import number, results_table, slugify, write_report
 from trainer.run_reader import Evaluation, Run, TaskResult, read_run
@@ -261,6 +262,49 @@ def test_several_runs_share_a_page_and_never_each_others_files(tmp_path: Path) -
     assert (index.parent / "demo-2-schedule-scd.png").is_file()
     together = {(row["model"], row["task"]) for row in read_csv(index.parent / "runs.csv")}
     assert together == {(name, t) for name in ("teacher SFT", "student SFT", "td", "scd") for t in TASKS}
+
+
+def test_an_answer_with_a_line_separator_costs_no_prediction(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "lines", methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+    path = run_dir / "evaluate" / "teacher" / "predictions.jsonl"
+    rows = [json.loads(line) | {"output": "one\u2028two\x85three"} for line in path.read_text().split("\n") if line]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    run = read_run(run_dir)
+    assert run.missing == ["one seed only: no spread over seeds can be given"]
+    teacher = run.evaluation("teacher")
+    assert teacher is not None and len(teacher.scores["triage"]) == len(rows)
+
+
+def test_the_teacher_is_the_checkpoint_that_the_plans_call_the_best(run_dir: Path, tmp_path: Path) -> None:
+    assert read_run(run_dir).best == CHECKPOINTS[-1]
+    other = make_run(tmp_path / "early", methods=("td", "scd"), seeds=(0,))
+    for path in other.glob("distill/*/seed-0/plan.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"best": CHECKPOINTS[1]}))
+    assert read_run(other).best == CHECKPOINTS[1]
+    shutil.rmtree(other / "distill")
+    assert read_run(other).best == CHECKPOINTS[-1], "the lowest held-out loss"
+    (other / "config.toml").write_text(f'[distill]\nbest = "{CHECKPOINTS[0]}"\n')
+    assert read_run(other).best == CHECKPOINTS[0]
+
+
+def test_what_building_took_is_summed_by_checkpoint_and_of_this_cache_only(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "built", methods=("td",), seeds=(0,))
+    run = read_run(run_dir)
+    assert run.cache is not None and run.build_costs == {}
+    for checkpoint, cache, part, positions in (
+        (CHECKPOINTS[0], run.cache.fingerprint, (0, 2), 500),
+        (CHECKPOINTS[0], run.cache.fingerprint, (1, 2), run.cache.n_positions - 500),
+        (CHECKPOINTS[1], "another cache", (0, 1), 7),
+    ):
+        note = CostNote(run_dir, checkpoint, cache, part, Console(file=io.StringIO()))
+        note.add(positions, finished=part != (1, 2))
+    (run_dir / "build" / CHECKPOINTS[0] / "x.json").write_text("<script>")
+    run = read_run(run_dir)
+    assert run.cache is not None
+    (cost,) = run.build_costs.values()
+    assert (cost.checkpoint, cost.builders, cost.unfinished) == (CHECKPOINTS[0], 2, 1)
+    assert cost.positions == run.cache.n_positions and cost.seconds > 0 and cost.devices == ("CPU",)
+    assert any(note.startswith(f"build/{CHECKPOINTS[0]}/x.json is not a note") for note in run.missing)
 
 
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path) -> None:

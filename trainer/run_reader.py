@@ -5,24 +5,27 @@
           losses/student.safetensors           L_S before training    -> Run.student_losses
           distill/<method>/seed-<s>/           plan, log, losses      -> Run.distilled
           evaluate/<model>/metrics.json        scores and intervals   -> Run.evaluations
+          crossfit/…/losses/                   what AW compared       -> Run.aw_losses
+          build/, live_teacher.json            time and memory        -> Run.build_costs, Run.live_teachers
 
 Only files are read: no model is loaded and nothing is recomputed. A part that is absent or unreadable is named in
 `Run.missing`, and its field is None or empty.
 """
 
-import json
 import re
-import tomllib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from cache_builder.errors import MissingError
+from cache_builder.costs import read_costs
+from cache_builder.errors import ConfigError, MissingError
 from trainer.cache_view import CacheView, read_cache
-from trainer.schedules import StageChoice
+from trainer.run_costs import LIVE_FILE, CheckpointCost, LiveTeacher, build_costs, first_line, read_live
+from trainer.run_files import entries_of, read_config, read_json, read_losses, read_scores, setting, settings
+from trainer.schedules import StageChoice, best_checkpoint
 
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"
@@ -81,6 +84,17 @@ class Distilled:
     stages: list[StageChoice]
     log: list[dict[str, Any]]
     losses: np.ndarray | None
+    best: str | None = None
+    """The checkpoint that its plan calls the best: the final teacher."""
+
+
+@dataclass(frozen=True)
+class AwLosses:
+    """The losses that adaptive weighting compared, where they are others than the student SFT's and the cache's."""
+
+    student_N: np.ndarray
+    teacher: dict[str, np.ndarray]
+    """By checkpoint; empty where the teacher could not be trained on halves, and the cache's losses were taken."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,12 @@ class Run:
     missing: list[str] = field(default_factory=list)
     sft_logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """`teacher` and `student_sft` -> the log of its fine-tuning, where there is one."""
+    best: str | None = None
+    """The checkpoint that stands for the teacher: the one that was evaluated, and that `td` learns from."""
+    aw_losses: AwLosses | None = None
+    build_costs: dict[str, CheckpointCost] = field(default_factory=dict)
+    """Checkpoint -> what building its part of the cache took, as far as its builders left notes here."""
+    live_teachers: list[LiveTeacher] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -126,10 +146,10 @@ def read_run(folder: str | Path) -> Run:
     if not any((folder / part).exists() for part in parts):
         raise MissingError(f"{folder} is not a run folder: it has none of {', '.join(parts)}")
     missing: list[str] = []
-    config = _read_config(folder / "config.toml", missing)
-    teacher = _read_json(folder / "teacher" / "checkpoints.json", missing, "the list of the teacher's checkpoints")
+    config = read_config(folder / "config.toml", missing)
+    teacher = read_json(folder / "teacher" / "checkpoints.json", missing, "the list of the teacher's checkpoints")
     cache = read_cache(folder, config, missing)
-    student_losses = _read_losses(folder / "losses" / "student.safetensors", missing, "losses of the student SFT model")
+    student_losses = read_losses(folder / "losses" / "student.safetensors", missing, "losses of the student SFT model")
     found = [_read_distilled(path, missing) for path in sorted((folder / "distill").glob("*/seed-*"))]
     distilled = [part for part in found if part]
     evaluations = [
@@ -138,6 +158,8 @@ def read_run(folder: str | Path) -> Run:
         if (evaluation := _read_evaluation(path, folder / "evaluate", missing))
     ]
     wanted = _wanted_methods(config)
+    notes, unreadable = read_costs(folder)
+    missing.extend(unreadable)
     distilled.sort(key=lambda d: (wanted.index(d.method) if d.method in wanted else len(wanted), d.method, d.seed))
     run = Run(
         folder=folder,
@@ -155,8 +177,12 @@ def read_run(folder: str | Path) -> Run:
         sft_logs={
             model: log
             for model, part in ((TEACHER, "teacher"), (STUDENT_SFT, "student"))
-            if (log := _entries(_read_json(folder / part / "log.json", [], "")))
+            if (log := entries_of(read_json(folder / part / "log.json", [], "")))
         },
+        best=_best(config, cache, distilled),
+        aw_losses=_read_crossfit(folder, config, cache, missing),
+        build_costs=build_costs(notes, cache.fingerprint, cache.checkpoints) if cache else {},
+        live_teachers=_read_live(folder, missing),
     )
     missing.extend(_unfinished(run))
     return run
@@ -192,18 +218,15 @@ def _read_distilled(folder: Path, missing: list[str]) -> Distilled | None:
         missing.append(f"distill/{method}/{folder.name}: not the folder of a seed")
         return None
     label = f"{method}, seed {seed}"
-    losses = _read_losses(folder / "losses.safetensors", missing, f"{label}: losses of the finished student")
-    metric, stages = _read_plan(folder / "plan.json", missing, f"{label}: the schedule")
-    log = _read_json(folder / "log.json", missing, f"{label}: the training log")
-    return Distilled(method, int(seed), folder, metric, stages, _entries(log), losses)
+    losses = read_losses(folder / "losses.safetensors", missing, f"{label}: losses of the finished student")
+    plan = read_json(folder / "plan.json", missing, f"{label}: the schedule")
+    metric, stages = _read_plan(plan, missing, f"{label}: the schedule")
+    best = plan.get("best") if isinstance(plan, dict) else None
+    log = read_json(folder / "log.json", missing, f"{label}: the training log")
+    return Distilled(method, int(seed), folder, metric, stages, entries_of(log), losses, best)
 
 
-def _entries(log: Any) -> list[dict[str, Any]]:
-    return [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
-
-
-def _read_plan(path: Path, missing: list[str], label: str) -> tuple[str, list[StageChoice]]:
-    plan = _read_json(path, missing, label)
+def _read_plan(plan: Any, missing: list[str], label: str) -> tuple[str, list[StageChoice]]:
     if plan is None:
         return "kl", []
     try:
@@ -220,7 +243,7 @@ def _read_plan(path: Path, missing: list[str], label: str) -> tuple[str, list[St
 
 
 def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation | None:
-    values = _read_json(path, missing, f"evaluation {path.parent.relative_to(root)}")
+    values = read_json(path, missing, f"evaluation {path.parent.relative_to(root)}")
     if values is None:
         return None
     try:
@@ -252,7 +275,7 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
         parameters=values.get("parameters"),
         tokens_per_second=values.get("tokens_per_second"),
         tasks=tasks,
-        scores=_read_scores(path.parent / "predictions.jsonl", missing),
+        scores=read_scores(path.parent / "predictions.jsonl", missing),
         bytes=values.get("bytes"),
         seconds=values.get("seconds"),
     )
@@ -264,34 +287,6 @@ def _model_parts(model: str) -> tuple[str | None, int | None, str | None]:
     return (match[1], int(match[2]), match[3]) if match else (None, None, None)
 
 
-def _read_scores(path: Path, missing: list[str]) -> dict[str, dict[str, float]]:
-    scores: dict[str, dict[str, float]] = {}
-    if not path.is_file():
-        missing.append(f"{path.parent.name}: no predictions.jsonl, so no test paired by row")
-        return scores
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if row.get("score") is not None:
-                scores.setdefault(str(row["task"]), {})[str(row["id"])] = float(row["score"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            missing.append(f"{path.parent.name}/predictions.jsonl, line {number} and after: {error!r}")
-            break
-    return scores
-
-
-def _read_losses(path: Path, missing: list[str], label: str) -> np.ndarray | None:
-    if not path.is_file():
-        missing.append(f"{label}: {path.name} is not there")
-        return None
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            return np.asarray(tensors.get_tensor("loss"), dtype=np.float64)
-    except (SafetensorError, OSError) as error:
-        missing.append(f"{label}: {path.name} cannot be read ({error})")
-        return None
-
-
 def _fitting(losses: np.ndarray | None, cache: CacheView | None, label: str, missing: list[str]) -> np.ndarray | None:
     """Drop losses that are not of the cache's corpus: comparing them would pair different sequences."""
     if losses is None or cache is None or len(losses) == cache.n_sequences:
@@ -300,24 +295,50 @@ def _fitting(losses: np.ndarray | None, cache: CacheView | None, label: str, mis
     return None
 
 
-def _read_config(path: Path, missing: list[str]) -> dict[str, Any]:
+def _best(config: dict[str, Any], cache: CacheView | None, distilled: list[Distilled]) -> str | None:
+    """The best checkpoint as most plans have it; else by the settings, and where these cannot say, the last one."""
+    if cache is None or not cache.checkpoints:
+        return None
+    named = Counter(d.best for d in distilled if d.best in cache.checkpoints)
+    if named:
+        return named.most_common(1)[0][0]
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        missing.append("config.toml is not there: the methods and seeds that were asked for are not known")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        missing.append(f"config.toml is not valid TOML: {error}")
-    return {}
+        return best_checkpoint(cache.checkpoints, cache.held_out, str(setting(config, "distill", "best") or "held_out"))
+    except ConfigError:
+        return cache.checkpoints[-1]
 
 
-def _read_json(path: Path, missing: list[str], label: str) -> Any:
+def _read_crossfit(
+    folder: Path, config: dict[str, Any], cache: CacheView | None, missing: list[str]
+) -> AwLosses | None:
+    """Read the cross-fitted losses, where the settings ask for them; the teacher's are all there or none is taken."""
+    if setting(config, "distill", "aw_source") != "crossfit" or cache is None:
+        return None
+
+    def losses(part: str, label: str) -> np.ndarray | None:
+        return _fitting(read_losses(folder / "crossfit" / part, missing, label), cache, label, missing)
+
+    student_N = losses("student/losses/student.safetensors", "cross-fitted losses of the student")
+    if student_N is None:
+        return None
+    if not (folder / "crossfit" / "teacher").is_dir():
+        return AwLosses(student_N, {})
+    found = {
+        name: losses_N
+        for name in cache.checkpoints
+        if (losses_N := losses(f"teacher/losses/{name}.safetensors", f"cross-fitted losses of {name}")) is not None
+    }
+    return AwLosses(student_N, found) if len(found) == len(cache.checkpoints) else None
+
+
+def _read_live(folder: Path, missing: list[str]) -> list[LiveTeacher]:
+    if not (folder / LIVE_FILE).is_file():
+        return []
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        missing.append(f"{label}: {path.name} is not there")
-    except ValueError as error:
-        missing.append(f"{label}: {path.name} is not valid JSON ({error})")
-    return None
+        return read_live(folder)
+    except (OSError, ValueError) as error:
+        missing.append(f"{LIVE_FILE} cannot be used: {first_line(error)}")
+        return []
 
 
 def _teacher_steps(checkpoints: Any) -> dict[str, int]:
@@ -326,19 +347,13 @@ def _teacher_steps(checkpoints: Any) -> dict[str, int]:
 
 
 def _read_counts(path: Path) -> dict[str, int]:
-    counts = _read_json(path, [], "") or {}
+    counts = read_json(path, [], "") or {}
     return dict(counts.get("counts", {})) if isinstance(counts, dict) else {}
 
 
 def _wanted_methods(config: dict[str, Any]) -> list[str]:
-    return [str(method) for method in _wanted(config, "methods")]
+    return [str(method) for method in settings(config, "distill", "methods")]
 
 
 def _wanted_seeds(config: dict[str, Any]) -> list[int]:
-    return [seed for seed in _wanted(config, "seeds") if isinstance(seed, int)]
-
-
-def _wanted(config: dict[str, Any], key: str) -> list[Any]:
-    section = config.get("distill")
-    values = section.get(key) if isinstance(section, dict) else None
-    return values if isinstance(values, list) else []
+    return [seed for seed in settings(config, "distill", "seeds") if isinstance(seed, int)]
