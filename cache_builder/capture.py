@@ -2,7 +2,7 @@
 
     batch ─▶ hidden states at positions                       prompts and padding never meet the head
           ─▶ chunks of logits, float32, in one buffer         never [positions, vocabulary]
-          ─▶ extract.py: top-k, tail, entropy, samples        on slices that stay in a CPU's caches
+          ─▶ extract.py: top-k, tail, entropy, samples        in few passes, by slices that stay in a CPU's caches
 
 Tie rule: by falling logit, then by rising id. Results do not depend on what else is in the batch, up to the rounding of
 the model's own dtype. A NaN or an infinity stops the capture and names the row.
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from cache_builder.batches import Batch
 from cache_builder.errors import ConfigError, ModelError
-from cache_builder.extract import BLOCK, LOWEST, extract, logp_and_rest, top
+from cache_builder.extract import BLOCK, LOWEST, extract, log_sum_exp, logp_and_rest, top
 from cache_builder.head import Head, compute_weight, hidden_states_at, project, verify_head
 
-_CACHED_LOGITS = 2**21
-"""Logits per thread that the row work is given at a time on a CPU: 8 MiB, and as much again for what it makes."""
+CPU_CHUNK, GPU_CHUNK = 512, 1024
+"""Positions of a chunk. On a CPU a head's matmul of 256 took an eighth longer per position than one of 512."""
 
 
 class NonFiniteError(ModelError):
@@ -123,8 +123,7 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
     parts = []
     for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
         z_gold_C = logits_CW.gather(1, gold_M[chunk, None])[:, 0]
-        largest_C = logits_CW.amax(1)
-        log_sum_C = logits_CW.sub_(largest_C[:, None]).exp_().sum(1).log_()
+        largest_C, log_sum_C = log_sum_exp(logits_CW)
         parts.append((z_gold_C - largest_C) - log_sum_C)
     gold = _join(parts)
     _check_finite(model, batch, gold)
@@ -185,27 +184,20 @@ def sequence_losses(batch: Batch, gold: np.ndarray) -> np.ndarray:
 def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of positions, logits [C, W]) for each position once; the padding columns hold −1e30.
 
-    The matmul wants many rows at a time, what follows it few enough to stay in a CPU's caches, so there the yielded
-    slices are parts of a chunk. The buffer is used again. Without positions one empty slice keeps the results' shapes.
+    The buffer is used again. Without positions one empty chunk keeps the results' shapes.
     """
-    on_cpu = hidden_MD.device.type == "cpu"
-    chunk_positions = chunk_positions or (256 if on_cpu else 1024)
+    chunk_positions = chunk_positions or (CPU_CHUNK if hidden_MD.device.type == "cpu" else GPU_CHUNK)
     weight_VD = compute_weight(head)
     width = -(-head.vocab_size // BLOCK) * BLOCK
     positions = len(hidden_MD)
-    yielded = max(1, _CACHED_LOGITS * torch.get_num_threads() // width) if on_cpu else chunk_positions
     dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     buffer_CW = torch.empty(min(chunk_positions, positions), width, dtype=dtype, device=hidden_MD.device)
-    if positions == 0:
-        yield slice(0), buffer_CW
-    for start in range(0, positions, chunk_positions):
+    for start in range(0, max(positions, 1), chunk_positions):
         end = min(start + chunk_positions, positions)
         logits_CW = buffer_CW[: end - start]
         project(hidden_MD[start:end], head, weight_VD, out=logits_CW[:, : head.vocab_size])
         logits_CW[:, head.vocab_size :] = LOWEST
-        for first in range(start, end, yielded):
-            last = min(first + yielded, end)
-            yield slice(first, last), logits_CW[first - start : last - start]
+        yield slice(start, end), logits_CW
 
 
 def _join(parts: tuple[Tensor, ...] | list[Tensor]) -> np.ndarray:

@@ -1,9 +1,12 @@
 """A chunk of logits to targets: top-k with a tie rule, the tail's mass, entropy, draws from the tail. No model here.
 
-    z ─▶ top-k, exact, by falling logit, then rising id
-      ─▶ the top-k masked; rest = softmax of what is left, which subtracts the rest's own maximum
-      ─▶ log of the rest's mass = its largest logit − log of that token's share in it
-      ─▶ entropy from Σ rest·z;  tail samples by cumulative sums of rest, first over blocks, then within one
+    z ─▶ a slice of rows at a time, so that what is read often stays in a CPU's caches:
+           top-k, exact, by falling logit, then rising id
+           the top-k masked; rest = softmax of what is left, which subtracts the rest's own maximum
+           Σ rest·z, and the rest's mass by blocks
+      ─▶ the whole chunk, where little is left to be read:
+           log of the rest's mass = its largest logit − log of that token's share in it
+           entropy from Σ rest·z;  tail samples by cumulative sums of rest, first over blocks, then within one
 
 Slots that `top_p` drops join the rest; together they are the tail.
 
@@ -11,27 +14,38 @@ Shapes: C positions of a chunk, V vocabulary, W its width in whole blocks, N blo
 S tail samples, R probe ids, O outcomes: the rest (absent where the top-k is the vocabulary) and the slots.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 BLOCK = 64
 LOWEST = -1e30
 """Stands for −inf where 0 · (−inf) would be NaN: its exp is 0, and 0 times it is 0. Also fills columns V to W."""
+_CACHED_LOGITS = 2**22
+"""Logits that the row work is given at a time on a CPU: 16 MiB, and as much again for what it makes."""
+
+
+def slices(z_CW: Tensor) -> Iterator[slice]:
+    """Divide a chunk's rows into slices that a CPU's caches hold; elsewhere the chunk is one slice."""
+    rows = len(z_CW)
+    if z_CW.device.type == "cpu":
+        rows = max(_CACHED_LOGITS // z_CW.shape[1], torch.get_num_threads())
+    for first in range(0, max(len(z_CW), 1), max(rows, 1)):  # an empty chunk is one empty slice
+        yield slice(first, min(first + rows, len(z_CW)))
 
 
 def extract(
     z_CW: Tensor, vocab_size: int, gold_C: Tensor, uniforms_CS: Tensor, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Turn a chunk of logits, which is overwritten, into ids, logp, samples, log_tail, gold and entropy."""
-    ids_CK, values_CK = top(z_CW, vocab_size, min(top_k + 1, vocab_size))
-    next_C1, largest_rest_C1 = ids_CK[:, top_k:], values_CK[:, top_k:]  # empty where the top-k is the vocabulary
-    ids_CK, values_CK = ids_CK[:, :top_k], values_CK[:, :top_k]
     z_gold_C = z_CW.gather(1, gold_C[:, None])[:, 0]
+    ids_CK, values_CK, share_C1, mean_C, mass_CN = _scan(z_CW, vocab_size, top_k)
+    largest_rest_C1 = values_CK[:, top_k:]  # empty where the top-k is the vocabulary
+    ids_CK, values_CK = ids_CK[:, :top_k], values_CK[:, :top_k]
 
-    z_CW.scatter_(1, ids_CK, LOWEST)
-    rest_CW = torch.softmax(z_CW, dim=1)
     # softmax subtracts the rest's own maximum, whose entry is then 1 / Σ: exact however little mass the rest has.
-    lse_rest_C1 = largest_rest_C1 - rest_CW.gather(1, next_C1).log()
+    lse_rest_C1 = largest_rest_C1 - share_C1.log()
     top_C1 = values_CK[:, :1].clone()  # shifting by it first keeps digits that the logits' size would cost
     shifted_CO = torch.cat([values_CK, lse_rest_C1], dim=1) - top_C1
     log_sum_C1 = shifted_CO.logsumexp(1, keepdim=True)
@@ -41,16 +55,37 @@ def extract(
 
     entropy_C = -(logp_CK.exp() * logp_CK).sum(1)
     if log_rest_C1.shape[1]:
-        mean_C = z_CW.mul_(rest_CW).sum(1) - top_C1[:, 0]
-        entropy_C += log_rest_C1.exp()[:, 0] * (log_sum_C1[:, 0] - mean_C)
+        entropy_C += log_rest_C1.exp()[:, 0] * (log_sum_C1[:, 0] - (mean_C - top_C1[:, 0]))
 
     used_CK = logp_CK.exp().cumsum(1) - logp_CK.exp() < (top_p if top_p < 1.0 else 2.0)
     dropped_CO = torch.cat([log_rest_C1, logp_CK.masked_fill(used_CK, -torch.inf)], dim=1)
     log_tail_C = dropped_CO.logsumexp(1)
-    samples_CS = _draw_tail(rest_CW, dropped_CO, ids_CK, uniforms_CS, whole=top_p >= 1.0)
+    samples_CS, within_CS = _draw_outcome(dropped_CO, ids_CK, uniforms_CS)
+    if lse_rest_C1.shape[1]:
+        samples_CS = torch.where(samples_CS < 0, draw(z_CW, lse_rest_C1, mass_CN, within_CS), samples_CS)
     samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])
     ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
     return ids_CK, logp_CK.masked_fill(~used_CK, -torch.inf), samples_CS, log_tail_C, gold_logp_C, entropy_C
+
+
+def _scan(z_CW: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, ...]:
+    """Read every logit of a chunk, and mask its top-k.
+
+    Returns ids and values of the top-k and of the next token [C, K+1], the next token's share of the rest [C, 1],
+    Σ rest·z [C], and the rest's mass by blocks [C, N]; without a next token where the top-k is the vocabulary.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    scratch_CW: Tensor | None = None
+    for rows in slices(z_CW):
+        part_CW = z_CW[rows]
+        scratch_CW = torch.empty_like(part_CW) if scratch_CW is None else scratch_CW[: len(part_CW)]
+        ids_CK, values_CK = top(part_CW, vocab_size, min(top_k + 1, vocab_size))
+        part_CW.scatter_(1, ids_CK[:, :top_k], LOWEST)
+        rest_CW = torch.softmax(part_CW, dim=1, out=scratch_CW)
+        share_C1 = rest_CW.gather(1, ids_CK[:, top_k:])
+        mass_CN = rest_CW.unflatten(1, (-1, BLOCK)).sum(2)
+        parts.append((ids_CK, values_CK, share_C1, rest_CW.mul_(part_CW).sum(1), mass_CN))
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
 def top(z_CW: Tensor, vocab_size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -77,35 +112,34 @@ def _order_keys(values_CX: Tensor, ids_CX: Tensor) -> Tensor:
     return ((bits_CX ^ ((bits_CX >> 31) & 0x7FFFFFFF)).long() << 32) - ids_CX
 
 
-def _draw_tail(rest_CW: Tensor, logp_CO: Tensor, ids_CK: Tensor, uniforms_CS: Tensor, whole: bool) -> Tensor:
-    """Draw ids [C, S] from the tail: what lies outside the top-k, and the slots that `top_p` dropped.
+def _draw_outcome(logp_CO: Tensor, ids_CK: Tensor, uniforms_CS: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from the tail's outcomes, the rest first (absent where the top-k is the vocabulary), then the slots.
 
-    `logp_CO` holds the log-probability of each of them, the rest first (absent where the top-k is the vocabulary), and
-    −inf in kept slots; `whole` says that nothing was dropped. Where there is no tail the ids mean nothing.
+    `logp_CO` holds their log-probabilities, −inf in kept slots. Returns ids [C, S], −1 where the rest was drawn, and
+    what is left of each uniform to draw within the rest. Where there is no tail neither means anything.
     """
-    if whole or uniforms_CS.shape[1] == 0:
-        return draw(rest_CW, uniforms_CS)
-    rest_columns = logp_CO.shape[1] - ids_CK.shape[1]
+    slots = ids_CK.shape[1]
+    rest_columns = logp_CO.shape[1] - slots
     cumulative_CO = (logp_CO - logp_CO.logsumexp(1, keepdim=True)).double().exp().nan_to_num(0.0).cumsum(1)
     goal_CS = uniforms_CS * cumulative_CO[:, -1:]
-    outcome_CS = _first_above(cumulative_CO, goal_CS)
-    drawn_CS = ids_CK.gather(1, (outcome_CS - rest_columns).clamp(min=0))
-    if rest_columns:
-        within_CS = (goal_CS / cumulative_CO[:, :1]).nan_to_num(0.0, posinf=1.0).clamp(max=1.0)
-        drawn_CS = torch.where(outcome_CS == 0, draw(rest_CW, within_CS), drawn_CS)
-    return drawn_CS
+    outcome_CS = _first_above(cumulative_CO, goal_CS) - rest_columns
+    drawn_CS = torch.where(outcome_CS < 0, -1, ids_CK.gather(1, outcome_CS.clamp(min=0)))
+    return drawn_CS, (goal_CS / cumulative_CO[:, :1]).nan_to_num(0.0, posinf=1.0).clamp(max=1.0)
 
 
-def draw(weights_CW: Tensor, uniforms_CS: Tensor) -> Tensor:
-    """Draw ids [C, S] in proportion to the weights, by their cumulative sum: first the block, then the token."""
-    blocks_CNB = weights_CW.unflatten(1, (-1, BLOCK))
-    sums_CN = blocks_CNB.sum(2).double()
-    cumulative_CN = sums_CN.cumsum(1)
+def draw(z_CW: Tensor, log_sum_C1: Tensor, mass_CN: Tensor, uniforms_CS: Tensor) -> Tensor:
+    """Draw ids [C, S] in proportion to exp(z), by its cumulative sum: first the block, then the token.
+
+    `log_sum_C1` is the log of Σ exp(z), and `mass_CN` each block's share of that sum.
+    """
+    mass_CN = mass_CN.double()
+    cumulative_CN = mass_CN.cumsum(1)
     goal_CS = uniforms_CS * cumulative_CN[:, -1:]
     block_CS = _first_above(cumulative_CN, goal_CS)
-    within_CS = goal_CS - (cumulative_CN - sums_CN).gather(1, block_CS)
-    rows_C1 = torch.arange(len(weights_CW), device=weights_CW.device)[:, None]
-    cumulative_SB = blocks_CNB[rows_C1, block_CS].double().cumsum(2).flatten(0, 1)
+    within_CS = goal_CS - (cumulative_CN - mass_CN).gather(1, block_CS)
+    rows_C1 = torch.arange(len(z_CW), device=z_CW.device)[:, None]
+    block_CSB = z_CW.unflatten(1, (-1, BLOCK))[rows_C1, block_CS].double()
+    cumulative_SB = (block_CSB - log_sum_C1[:, :, None]).exp().cumsum(2).flatten(0, 1)
     token_S1 = _first_above(cumulative_SB, within_CS.reshape(-1, 1))
     return block_CS * BLOCK + token_S1.view_as(block_CS)
 
@@ -117,9 +151,20 @@ def _first_above(cumulative_XN: Tensor, goal_XS: Tensor) -> Tensor:
     return index_XS.clamp_(max=cumulative_XN.shape[1] - 1)  # a NaN row is reported later, not here
 
 
-def logp_and_rest(z_CV: Tensor, ids_CR: Tensor) -> tuple[Tensor, Tensor]:
+def logp_and_rest(z_CW: Tensor, ids_CR: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities at ids, and the log of the rest's mass by a masked logsumexp; overwrites the logits."""
-    z_CR = z_CV.gather(1, ids_CR)
-    log_rest_C = z_CV.scatter_(1, ids_CR, -torch.inf).logsumexp(1)
+    z_CR = z_CW.gather(1, ids_CR)
+    z_CW.scatter_(1, ids_CR, -torch.inf)
+    log_rest_C = torch.cat([z_CW[rows].logsumexp(1) for rows in slices(z_CW)])
     logp_CO = torch.log_softmax(torch.cat([z_CR, log_rest_C[:, None]], dim=1), dim=1)
     return logp_CO[:, :-1], logp_CO[:, -1]
+
+
+def log_sum_exp(z_CW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's largest logit [C] and the log of Σ exp(z − it) [C]; overwrites the logits."""
+    parts = []
+    for rows in slices(z_CW):
+        largest_C = z_CW[rows].amax(1)
+        parts.append((largest_C, z_CW[rows].sub_(largest_C[:, None]).exp_().sum(1).log_()))
+    largest_C, log_sum_C = (torch.cat(column) for column in zip(*parts, strict=True))
+    return largest_C, log_sum_C

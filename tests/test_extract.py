@@ -94,5 +94,7 @@ def test_the_ends_of_the_unit_interval_draw_a_token_that_has_mass(value):
     weights[0, [70, 80]] = torch.tensor([1e-30, 1e-30])
     weights[1, [0, 191]] = torch.tensor([1.0, 3e-8])
     weights[2, 63:65] = 0.1
-    drawn = draw(weights, torch.full((3, 1), value, dtype=torch.float64))
+    total = weights.sum(1, keepdim=True)
+    blocks = weights.unflatten(1, (-1, extract_module.BLOCK)).sum(2) / total
+    drawn = draw(weights.log(), total.log(), blocks, torch.full((3, 1), value, dtype=torch.float64))
     assert (weights.gather(1, drawn) > 0).all()
