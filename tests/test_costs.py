@@ -1,4 +1,4 @@
-"""What building took is noted beside the cache, for every builder, and never changes the cache."""
+"""What building and training took is noted, whoever was killed on the way, and never changes the cache."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from cache_builder.costs import BUILD_FOLDER, CostNote, read_costs
 from cache_builder.reader import open_cache
 from tests.caches import Teaching, files_of, make_teaching
+from tests.interruption import Stop, stop_at
+from trainer.distill import distill
 
 NOTE_AND_DIE = """
 import os, signal, sys
@@ -81,3 +84,22 @@ def test_a_note_that_cannot_be_written_does_not_stop_the_build(
     (tmp_path / BUILD_FOLDER).write_text("in the way")
     CostNote(tmp_path, "step-1", "f00d", (0, 1), Console(stderr=True)).add(5)
     assert "no note of this build's time and memory" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_resumed_training_counts_what_was_done_before_it_was_stopped(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cache, prepared = toy("distill.save_steps=6")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 14)
+        with pytest.raises(Stop):
+            distill(experiment, "td", 0, cache, prepared)
+    folder = experiment.output_dir / "distill" / "td" / "seed-0"
+    path = max(folder.glob("checkpoint-*/progress.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    progress = json.loads(path.read_text())
+    assert 0 < progress["seconds"] < 600 and progress["peak_memory_mib"] > 10
+    path.write_text(json.dumps(progress | {"seconds": 1000.0, "peak_memory_mib": 1e9}))
+    distill(experiment, "td", 0, cache, prepared)
+    last = next(entry for entry in json.loads((folder / "log.json").read_text()) if "train_runtime" in entry)
+    assert 1000 < last["train_runtime"] < 1600 and last["peak_memory_mib"] == 1e9
+    assert last["train_steps_per_second"] == pytest.approx(last["step"] / last["train_runtime"])

@@ -23,6 +23,10 @@ class Progress:
     taid: TaidState | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    seconds: float = 0.0
+    """Training so far, over all processes that took their turn at it; not between the last checkpoint and a kill."""
+    peak_memory_mib: float = 0.0
+    """The most that one of them needed."""
 
 
 def save_progress(progress: Progress, checkpoint: Path, global_step: int) -> None:
@@ -48,4 +52,6 @@ def load_progress(checkpoint: Path) -> Progress:
         taid=TaidState(**value["taid"]) if value["taid"] else None,
         best_step=value["best_step"],
         best_loss=value["best_loss"],
+        seconds=value.get("seconds", 0.0),
+        peak_memory_mib=value.get("peak_memory_mib", 0.0),
     )

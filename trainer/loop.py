@@ -12,6 +12,7 @@ Loss of a sequence: the mean over its positions; loss of a step: the mean over i
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ class SequenceTrainer(Trainer):
         self.sampler = StageSampler(stream, self.steps_per_stage * step_rows, step_rows, lengths_tokens)
         self.progress = Progress(taid=None if settings.taid_start is None else TaidState(settings.taid_start))
         self._sums: torch.Tensor | None = None
+        self._started = time.perf_counter()
         self.step_loss: torch.Tensor | float = 0.0
         super().__init__(
             model=model,
@@ -148,6 +150,7 @@ class SequenceTrainer(Trainer):
         if checkpoint is not None:
             self.progress = load_progress(checkpoint)
         reset_peak_memory()
+        self._started = time.perf_counter() - self.progress.seconds
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.save_folder("last")
         if self.progress.best_step is None:
@@ -270,7 +273,12 @@ class SequenceTrainer(Trainer):
             if self.progress.taid is not None:
                 logs["taid_t"] = self.progress.taid.t
         if "train_runtime" in logs:
-            logs = {**logs, "peak_memory_mib": peak_memory_mib()}
+            self._note_cost()
+            seconds = self.progress.seconds  # Trainer's own are those since the last resumption
+            per_second = self.state.global_step / seconds
+            logs = {**logs, "train_runtime": seconds, "train_steps_per_second": per_second}
+            logs["train_samples_per_second"] = per_second * self.settings.config.sequences_per_step
+            logs["peak_memory_mib"] = self.progress.peak_memory_mib
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
@@ -296,7 +304,12 @@ class SequenceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)
+            self._note_cost()
             save_progress(self.progress, folder, self.state.global_step)
+
+    def _note_cost(self) -> None:
+        self.progress.seconds = time.perf_counter() - self._started
+        self.progress.peak_memory_mib = max(self.progress.peak_memory_mib, peak_memory_mib())
 
     def _add(self, sums: torch.Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
