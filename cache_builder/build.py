@@ -38,6 +38,7 @@ from cache_builder.reader import open_cache
 from cache_builder.repair import take_back_damage
 from cache_builder.store import Store, open_store
 from cache_builder.teacher import identify
+from cache_builder.tensor_parallel import led_by_first
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
 from cache_builder.worker import Worker
 from cache_builder.writer import CheckpointWriter, create_cache, write_order
@@ -53,6 +54,7 @@ class Engine(Protocol):
         """Do all of the work, and complete the checkpoints that are whole then."""
 
 
+@led_by_first
 def build_cache(
     experiment: CacheExperiment,
     corpus: Corpus,

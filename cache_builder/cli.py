@@ -45,7 +45,7 @@ def build(
     from cache_builder.prepare import Prepared
 
     experiment = _experiment(context, config, overrides)
-    part = parse_part(part_text)
+    part = parse_part(part_text, experiment.teacher.tensor_parallel)
     checkpoints = teacher_checkpoints(experiment)
     prepared = Prepared(experiment)
     complete = build_cache(

@@ -134,6 +134,8 @@ class TeacherConfig(ModelConfig):
     def _one_way(self) -> Self:
         if self.tensor_parallel > 1 and self.device_map is not None:
             raise ValueError("give `device_map` (one process) or `tensor_parallel` (several), not both")
+        if self.tensor_parallel > 1 and self.quantization is not None:
+            raise ValueError("`quantization` works with `device_map`, not with `tensor_parallel`")
         if self.device_map is None and (self.max_memory or self.offload_folder):
             raise ValueError("`max_memory` and `offload_folder` belong to `device_map`, which is not given")
         return self

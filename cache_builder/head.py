@@ -4,7 +4,8 @@
     logits = cap · tanh(scale · (hidden @ weightᵀ + bias) / cap)          the first `vocab_size` rows of weight only
 
 Capture and loss both work on chunks of hidden states, so they need these parts instead of `model(...).logits`. They lie
-on one device, the head's, wherever the layers are; a head that was offloaded is read in. `verify_head` compares the parts with the model's own logits once, so that a family unknown here cannot pass unseen.
+on one device, the head's, wherever the layers are; a head that was offloaded is read in. `verify_head` compares the
+parts with the model's own logits once, so that a family unknown here cannot pass unseen.
 
 Shapes: B sequences, T tokens, M positions, C positions of a chunk, D hidden size, V vocabulary.
 """
@@ -99,13 +100,26 @@ def input_device(model: nn.Module) -> torch.device:
     return next(embedding.parameters()).device if runs_on is None else torch.device(runs_on)
 
 
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the part of a causal LM that makes hidden states.
+
+    Raises:
+        ModelError: it is not apart from a head.
+    """
+    plain = _plain(model)
+    base = plain.base_model
+    if base is plain or not isinstance(base, nn.Module):
+        raise ModelError(f"{type(plain).__name__} has no base model apart from its head; expected a causal LM")
+    return base
+
+
 def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[Tensor, Head]:
     """Run the model without its head and return the hidden states [M, D] that predict the positions, and the head.
 
     Both are on the head's device.
     """
     device = input_device(model)
-    base = _base(model)
+    base = base_of(model)
     output = base(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     )
@@ -214,14 +228,6 @@ def _is_sharded(module: nn.Module) -> bool:
 def _plain(model: nn.Module) -> nn.Module:
     """Unwrap a PEFT model; its adapters live inside the layers of the model that it wraps."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def _base(model: nn.Module) -> nn.Module:
-    plain = _plain(model)
-    base = plain.base_model
-    if base is plain or not isinstance(base, nn.Module):
-        raise ModelError(f"{type(plain).__name__} has no base model apart from its head; expected a causal LM")
-    return base
 
 
 def _output_layer(model: nn.Module) -> nn.Module:

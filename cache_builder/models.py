@@ -89,7 +89,7 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
     """Load a causal LM in eval mode; a folder without weights is initialised from `seed`.
 
     `location` replaces `config.model`, to load another state of the same model; of adapters, the base is loaded with
-    them. `parallel` goes to `from_pretrained`.
+    them. `parallel` goes to `from_pretrained`, in place of the config's `device_map` and `quantization`.
 
     Raises:
         MissingError: there is no such model.
@@ -112,8 +112,7 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
         options |= {
             "revision": revision,
             "use_safetensors": True,
-            **loading_options(config, name, revision),
-            **parallel,
+            **(parallel or loading_options(config, name, revision)),
         }
         model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
     except OSError as error:

@@ -88,14 +88,17 @@ def probe_rows(n_sequences: int, count: int, seed: int) -> np.ndarray:
     return np.sort(chosen).astype(np.int64)
 
 
-def parse_part(text: str | None) -> tuple[int, int]:
+def parse_part(text: str | None, group: int = 1) -> tuple[int, int]:
     """Read `--part i/n` (i from 0); without it, torchrun's RANK and WORLD_SIZE; else everything, (0, 1).
+
+    With `group` > 1, each so many of torchrun's processes do one part together.
 
     Raises:
         ConfigError: it is not of that form, or i is not below n.
     """
     if text is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return rank // group, max(1, world // group)
     index, _, parts = text.partition("/")
     if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
         raise ConfigError(f"--part {text!r}: expected i/n with 0 ≤ i < n, such as 0/4 … 3/4")

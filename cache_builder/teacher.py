@@ -21,6 +21,7 @@ from cache_builder.placement import describe_dtype, place
 from cache_builder.plan import rows_between
 from cache_builder.records import Targets, quantise
 from cache_builder.targets import tail_uniforms
+from cache_builder.tensor_parallel import load_divided
 
 Result = TypeVar("Result")
 
@@ -60,6 +61,8 @@ class Teacher:
 
     def _load(self, experiment: CacheExperiment, location: str) -> PreTrainedModel:
         config, seed = experiment.teacher, experiment.run.seed
+        if config.tensor_parallel > 1:
+            return load_divided(config, seed, location)
 
         def load(location: str) -> PreTrainedModel:
             return place(load_model(config, seed, location), config)

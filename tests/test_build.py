@@ -404,6 +404,8 @@ def test_a_part_comes_from_the_option_or_from_torchrun(monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert parse_part(None) == (3, 8)
+    assert parse_part(None, group=4) == (0, 2)
+    assert parse_part(None, group=2) == (1, 4)
     for wrong in ("4/4", "x/2", "1", "-1/2", ""):
         with pytest.raises(ValueError, match="expected i/n"):
             parse_part(wrong)

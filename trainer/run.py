@@ -43,7 +43,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         prepared.tokenizer,
         checkpoints,
         prepared.validation,
-        part=parse_part(None),
+        part=parse_part(None, experiment.teacher.tensor_parallel),
     )
     wait_for_all()
     cache = open_cache(experiment.cache_url)
