@@ -79,6 +79,19 @@ def test_gradient_checkpointing_changes_memory_and_not_the_weights(toy: Any) -> 
         np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
 
 
+def test_compiled_layers_train_to_the_weights_of_plain_ones(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The loss stays out of torch.compile: nothing of it is traced, so nothing of it breaks a graph."""
+    runs = []
+    for options in ((), ("distill.torch_compile_backend='aot_eager'",)):
+        experiment, cache, prepared = toy(*options)
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert "raph break" not in caplog.text
+
+
 def test_bf16_by_its_name_computes_in_bfloat16_and_keeps_the_weights_in_float32(toy: Any) -> None:
     runs = [toy(*bf16) for bf16 in ((), ("distill.bf16=true",))]
     folders = [distill(experiment, "td", 0, cache, prepared) for experiment, cache, prepared in runs]

@@ -1,9 +1,9 @@
 """Time and peak memory of building a checkpoint's targets, against the bare forward pass of the same batch.
 
 forward          model(…).logits, kept, nothing done with them                                    the yardstick
-capture          targets of 16 + 4 tokens, gold, entropy, tail: hidden states at positions, the head in chunks
+capture          targets of 16 + 8 tokens, gold, entropy, tail: hidden states at positions, the head in chunks
 capture top-64   the same with 64 slots
-capture top-p    16 + 4 tokens, cut at 0.95 of the mass
+capture top-p    16 + 8 tokens, cut at 0.95 of the mass
 full logits      the plain way: log_softmax of all logits, topk, gold, entropy, tail by 1 − Σ
 
 python -m tools.bench_capture [--vocabularies 32000 128256] [--tokens 2048] [--device cuda --dtype bfloat16]
@@ -36,7 +36,7 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
     batch = collate(sequences, pad_id=0)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     positions = len(batch["gold_M"])
-    uniforms_MS = tail_uniforms(0, "bench", np.arange(positions), 4)
+    uniforms_MS = tail_uniforms(0, "bench", np.arange(positions), 8)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     verify_head(model)
 

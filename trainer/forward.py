@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,6 +41,8 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
     """
     verify_head(model)
     plain_forward = model.forward
+    # torch.compile takes the layers; the loss writes into buffers and has its gradients already, so it stays as it is.
+    fused_loss = torch.compiler.disable(distillation_loss)
 
     def forward(
         *args: Any,
@@ -52,7 +55,7 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
         if objective is None:
             return plain_forward(*args, **batch)
         hidden_MD, head = hidden_states_at(model, Batch(**batch), vocab_size)  # type: ignore[typeddict-item]
-        return distillation_loss(
+        return fused_loss(
             hidden_MD,
             head,
             objective.targets,
