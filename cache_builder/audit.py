@@ -119,12 +119,12 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
         for start in range(0, len(hidden_p), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             logp_CV = project(hidden_p[chunk], head_p).float().log_softmax(1)
-            logq_CV = project(hidden_q[chunk], head_q).float().log_softmax(1)
+            logq_CV = project(hidden_q[chunk], head_q).to(teacher.device).float().log_softmax(1)
             kl.append(_support_kl(logp_CV, targets, chunk))
             cached_CV = dense_target(targets, chunk, logq_CV)
             full_loss -= float((logp_CV.exp() * logq_CV).sum())
             cached_loss -= float((cached_CV * logq_CV).sum())
-            states = hidden_q[chunk].float()
+            states = hidden_q[chunk].to(teacher.device).float()
             full = (logq_CV.exp() - logp_CV.exp()).T @ states
             error = (logp_CV.exp() - cached_CV).T @ states
             full_gradient = full if full_gradient is None else full_gradient.add_(full)
