@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cache_builder.config import CacheExperiment, load_experiment
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError
+from cache_builder.sharing.commands import pull, push
 
 MIN_TABLE_WIDTH = 110
 
@@ -22,6 +23,10 @@ set_option = click.option(
 @click.group()
 def cache() -> None:
     """Build, inspect and check the cache of what the teacher's checkpoints say."""
+
+
+cache.add_command(push)
+cache.add_command(pull)
 
 
 @cache.command()
@@ -72,7 +77,7 @@ def info(context: click.Context, config_or_cache: str, overrides: tuple[str, ...
     from cache_builder.info import describe
     from cache_builder.reader import open_cache
 
-    facts = describe(open_cache(_cache_url(context, config_or_cache, overrides)))
+    facts = describe(open_cache(cache_url(context, config_or_cache, overrides)))
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
@@ -88,7 +93,7 @@ def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, .
     from cache_builder.store import open_store
     from cache_builder.verify import verify_cache
 
-    url = _cache_url(context, config_or_cache, overrides)
+    url = cache_url(context, config_or_cache, overrides)
     verdict = verify_cache(open_store(url))
     for key in verdict.foreign:
         click.echo(f"note: {key} is not part of the cache", err=True)
@@ -137,8 +142,8 @@ def _experiment(context: click.Context, config: str, overrides: tuple[str, ...])
     return load_experiment(schema, config, overrides)
 
 
-def _cache_url(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> str:
-    """A TOML file stands for its experiment's cache; anything else is a cache's own folder or URL."""
+def cache_url(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> str:
+    """Return where a cache is: a TOML file stands for its experiment's, anything else is its own folder or URL."""
     if Path(config_or_cache).is_file() or config_or_cache.endswith(".toml"):
         return _experiment(context, config_or_cache, overrides).cache_url
     return config_or_cache

@@ -23,7 +23,7 @@ from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheM
 from cache_builder.format import CheckpointGroup, CheckpointOrder, CorpusGroup, Ledger, Manifest, ProbeGroup
 from cache_builder.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
 from cache_builder.shards import ArrayReader, parse_array_metadata
-from cache_builder.store import Store, open_store
+from cache_builder.store import ARRIVING, Store, open_store
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 
@@ -203,6 +203,11 @@ def open_cache(url: str, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> Cache:
 def read_manifest(store: Store) -> Manifest:
     """Return a cache's manifest, or refuse what is not one."""
     if not store.exists(names.ROOT):
+        if store.exists(ARRIVING):
+            raise CacheIncompleteError(
+                f"{store.where('')} holds part of a copy of a cache; give the `footsteps cache push` or `pull` that was "
+                "bringing it again"
+            )
         raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
     return names.unseal(Manifest, store.read(names.ROOT), store.where(names.ROOT))
 

@@ -92,7 +92,9 @@ class RemoteStore:
                 f"{error}; what is committed is safe: mend that and give the same command again to continue"
             ) from error.__cause__
         if hashlib.sha256(self.read(key)).digest() != hashlib.sha256(data).digest():
-            raise CacheWriteError(f"{self.where(key)} does not read back as it was written; build again")
+            raise CacheWriteError(
+                f"{self.where(key)} does not read back as it was written; give the same command again"
+            )
 
     def remove(self, key: str) -> None:
         self._remove(self.path(key))

@@ -17,6 +17,10 @@ from cache_builder.errors import CacheDamagedError, CacheWriteError
 from cache_builder.locks import LOCK_FOLDER, LocalLocks
 
 PART_SUFFIX = ".part"
+ARRIVING = f"arriving{PART_SUFFIX}"
+"""The manifest of a cache that `footsteps cache push` or `pull` is bringing here."""
+BESIDE = ("README.md", ".gitattributes")
+"""What may lie beside a cache: the card of a shared one, and what the Hub adds."""
 
 
 class Store(Protocol):
@@ -157,6 +161,10 @@ def open_store(url: str) -> Store:
         return LocalStore(Path(url))
     if protocol in ("file", "local"):
         return LocalStore(Path(path))
+    if protocol == "hf" and not path.startswith("buckets/"):
+        from cache_builder.hub_store import HubStore
+
+        return HubStore(url)
     from cache_builder.remote_store import RemoteStore
 
     return RemoteStore(url)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from cache_builder import format as names
 from cache_builder.errors import CacheDamagedError, MissingError
 from cache_builder.format import CheckpointGroup, CheckpointOrder, CorpusGroup, Entry, Ledger, Manifest, ProbeGroup
-from cache_builder.store import PART_SUFFIX, Store
+from cache_builder.store import BESIDE, PART_SUFFIX, Store
 
 
 @dataclass
@@ -52,7 +52,7 @@ def verify_cache(store: Store) -> Verdict:
             verdict.damaged[f"{group}/zarr.json"] = f"it is that of {body.identity.name!r}"
     if complete or any(key.startswith(f"{names.PROBE}/") for key in sizes):
         _check_group(store, ProbeGroup, names.PROBE, sizes, known, verdict)
-    verdict.foreign = sorted(key for key in set(sizes) - known if not key.endswith(PART_SUFFIX))
+    verdict.foreign = sorted(key for key in set(sizes) - known if not key.endswith(PART_SUFFIX) and key not in BESIDE)
     return verdict
 
 

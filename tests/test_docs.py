@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-@pytest.mark.parametrize("folder", ["cache_builder", "cache_builder/sources", "trainer", "tools"])
+@pytest.mark.parametrize(
+    "folder", ["cache_builder", "cache_builder/sources", "cache_builder/sharing", "trainer", "tools"]
+)
 def test_the_readme_has_a_phrase_for_every_file(folder: str) -> None:
     readme = (ROOT / "README.md").read_text()
     tree = readme[readme.index("## Where things are") :]

@@ -1,0 +1,1 @@
+"""A cache brought to other places, and back."""

@@ -1,0 +1,50 @@
+"""The card of a cache that is shared: README.md, whose front matter the Hub reads.
+
+    what it is ─ the warning ─ teachers ─ what it was made from ─ how to load it
+
+The licence is left to whoever shares it. A card ends with its own digest: one that was edited is kept.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from cache_builder.format import CheckpointGroup, Manifest, sha256
+
+CARD = "README.md"
+_PLAIN_URL = re.compile(r"[a-z0-9]+://[A-Za-z0-9._/@+-]+")
+_SEAL = re.compile(rb"(?s)(.*)<!-- footsteps ([0-9a-f]{64}) -->\n")
+
+
+def write_card(place: str, manifest: Manifest, checkpoints: Sequence[CheckpointGroup]) -> bytes:
+    """Return the card of a cache at `place`; checkpoints oldest first."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["line"] = markdown_line
+    text = environment.get_template("card.md.jinja").render(
+        place=Markup(place) if _PLAIN_URL.fullmatch(place) else "path/to/cache",
+        manifest=manifest,
+        checkpoints=[(group, sum(entry.bytes for entry in group.files.values())) for group in checkpoints],
+    )
+    return f"{text}<!-- footsteps {sha256(text.encode())} -->\n".encode()
+
+
+def is_ours(card: bytes) -> bool:
+    """Say whether a card is as this program wrote it."""
+    found = _SEAL.fullmatch(card)
+    return found is not None and sha256(found[1]) == found[2].decode()
+
+
+def markdown_line(value: object) -> Markup:
+    """Return a value as one line of Markdown: no HTML, no markup, no line break and no table cell's end is in it."""
+    text = str(escape(" ".join(str(value).split())))
+    return Markup(re.sub(r"[|`*_\[\]~\\]", lambda found: f"&#{ord(found[0])};", text))

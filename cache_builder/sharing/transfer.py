@@ -1,0 +1,180 @@
+"""Bring a cache to another place, file by file; it may be killed at any instant and given again.
+
+    arriving.part            which cache is on its way; gone at the end
+    <group>/<array>/…        data, several files at once: checked against the ledger, and skipped where they are there
+    <group>/zarr.json        corpus, probe, checkpoints
+    checkpoints/zarr.json    which checkpoints there are: before it, a new one is not seen
+    README.md                the card
+    zarr.json                the cache: before it, there is none to open
+
+The place may hold other checkpoints of the same cache, which stay. Whatever else it holds is refused.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cache_builder import format as names
+from cache_builder.errors import CacheDamagedError
+from cache_builder.format import CheckpointGroup, CheckpointOrder, LedgerEntry
+from cache_builder.hub_store import HubStore
+from cache_builder.sharing.card import CARD, is_ours, write_card
+from cache_builder.sharing.offer import Offer, check_place
+from cache_builder.store import ARRIVING, Store
+from cache_builder.writer import LEDGER
+
+T = TypeVar("T")
+
+
+@dataclass
+class Moved:
+    """What a transfer did."""
+
+    sent_files: int = 0
+    sent_bytes: int = 0
+    present_files: int = 0
+    card_kept: bool = False
+    """The place has a card that is not ours, or was edited, and keeps it."""
+
+
+def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callable[[int], None]) -> Moved:
+    """Bring everything offered to `place`; `done(bytes)` is told of each file.
+
+    Raises:
+        CacheDamagedError: a file's bytes are not those that were committed; nothing new can be opened then.
+        CacheMismatchError: as `check_place`.
+        CacheBusyError: another command writes there.
+        CacheWriteError, CacheUnreachableError: a store failed; what has arrived is kept.
+    """
+    if isinstance(place, HubStore):
+        place.make_repository()
+    with nullcontext() if isinstance(place, HubStore) else place.hold((0, 1)):
+        sizes = check_place(offer, place)
+        moved = Moved()
+        if names.ROOT not in sizes and ARRIVING not in sizes:
+            place.commit(ARRIVING, names.seal(offer.manifest))
+        bring = _bring_to_hub if isinstance(place, HubStore) else _bring
+        bring(offer, place, sizes, jobs, moved, done)  # type: ignore[arg-type]
+        _complete(offer, place, sizes, card, moved)
+    return moved
+
+
+def _bring(
+    offer: Offer, place: Store, sizes: dict[str, int], jobs: int, moved: Moved, done: Callable[[int], None]
+) -> None:
+    def bring(file: tuple[str, LedgerEntry]) -> tuple[LedgerEntry, bool]:
+        key, entry = file
+        if sizes.get(key) == entry.bytes and names.sha256(place.read(key)) == entry.sha256:
+            return entry, False
+        place.commit(key, read_checked(offer.source, key, entry))
+        return entry, True
+
+    for entry, sent in _in_parallel(bring, offer.files, jobs):
+        _count(moved, entry, sent)
+        done(entry.bytes)
+
+
+def _bring_to_hub(
+    offer: Offer, hub: HubStore, sizes: dict[str, int], jobs: int, moved: Moved, done: Callable[[int], None]
+) -> None:
+    digests = hub.digests()
+    missing: list[tuple[str, LedgerEntry]] = []
+    for key, entry in offer.files:
+        digest = digests.get(key) or (names.sha256(hub.read(key)) if sizes.get(key) == entry.bytes else None)
+        if digest == entry.sha256:
+            _count(moved, entry, False)
+            done(entry.bytes)
+        else:
+            missing.append((key, entry))
+    for batch in hub.batches(missing):
+        data = _in_parallel(lambda file: (file[0], read_checked(offer.source, *file)), batch, jobs)
+        hub.upload(list(data), jobs)
+        for _, entry in batch:
+            _count(moved, entry, True)
+            done(entry.bytes)
+
+
+def read_checked(source: Store, key: str, entry: LedgerEntry) -> bytes:
+    """Return a file's bytes if they are those that the ledger has."""
+    data = source.read(key)
+    if names.sha256(data) != entry.sha256:
+        raise CacheDamagedError(
+            f"{source.where(key)} is damaged: its bytes are not those that were committed; `footsteps cache verify` "
+            "names every such file. Restore it from a copy, or build it again with `footsteps cache build --repair`"
+        )
+    return data
+
+
+def _complete(offer: Offer, place: Store, sizes: dict[str, int], card: bool, moved: Moved) -> None:
+    """Write what makes the copy a cache, in the order in which it may be seen."""
+    order = _merged_order(offer, place, sizes)
+    last: list[tuple[str, bytes]] = [(group.metadata, names.seal(group.body)) for group in offer.groups]
+    last.append((f"{names.CHECKPOINTS}/{names.ROOT}", names.seal(CheckpointOrder(order=order))))
+    if card:
+        theirs = place.read(CARD) if CARD in sizes else None
+        if theirs is None or is_ours(theirs):
+            last.append((CARD, write_card(place.where(""), offer.manifest, _checkpoints_there(offer, place, order))))
+        else:
+            moved.card_kept = True
+    last.append((names.ROOT, names.seal(offer.manifest)))
+    last = [(key, data) for key, data in last if key not in sizes or place.read(key) != data]
+    left_over = [f"{group.key}/{LEDGER}" for group in offer.groups]
+    left_over = [prefix for prefix in left_over if any(key.startswith(f"{prefix}/") for key in sizes)]
+    if isinstance(place, HubStore):
+        place.finish(last, removed=[ARRIVING])
+        return
+    for key, data in last:
+        place.commit(key, data)
+    for prefix in left_over:
+        place.remove_tree(prefix)
+    if place.exists(ARRIVING):
+        place.remove(ARRIVING)
+
+
+def _merged_order(offer: Offer, place: Store, sizes: dict[str, int]) -> list[str]:
+    """Return the checkpoints that the place will list: in the source's order where it knows all, else at the end."""
+    key = f"{names.CHECKPOINTS}/{names.ROOT}"
+    known: list[str] = []
+    if key in sizes:
+        known = names.unseal(CheckpointOrder, place.read(key), place.where(key)).order
+    there = {*known, *offer.chosen}
+    if there <= set(offer.begun):
+        return [name for name in offer.begun if name in there]
+    return [*known, *(name for name in offer.chosen if name not in known)]
+
+
+def _checkpoints_there(offer: Offer, place: Store, order: list[str]) -> list[CheckpointGroup]:
+    ours = {group.body.identity.name: group.body for group in offer.groups if isinstance(group.body, CheckpointGroup)}
+    found: list[CheckpointGroup] = []
+    for name in order:
+        names.check_name(name)
+        key = f"{names.checkpoint_key(name)}/{names.ROOT}"
+        if name in ours:
+            found.append(ours[name])
+        elif place.exists(key):
+            found.append(names.unseal(CheckpointGroup, place.read(key), place.where(key)))
+    return found
+
+
+def _count(moved: Moved, entry: LedgerEntry, sent: bool) -> None:
+    if sent:
+        moved.sent_files += 1
+        moved.sent_bytes += entry.bytes
+    else:
+        moved.present_files += 1
+
+
+def _in_parallel(
+    work: Callable[[tuple[str, LedgerEntry]], T], files: list[tuple[str, LedgerEntry]], jobs: int
+) -> Iterator[T]:
+    """Yield results as they come; the first failure ends all that has not begun."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, file) for file in files]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
