@@ -1,4 +1,4 @@
-"""Format version 1: the manifest, the ledger and where everything lies; docs/format.md is its specification.
+"""Format versions 1 and 2: the manifest, the ledger and where everything lies; docs/format.md is their specification.
 
     zarr.json                               the manifest: what the cache was made from and how
     corpus/      zarr.json + 6 arrays       tokens, completion, token_offsets, position_offsets, sample_ids, …_offsets
@@ -13,15 +13,26 @@ Every group's zarr.json is sealed: its attributes carry their own SHA-256. No to
 import hashlib
 import json
 import re
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
 from cache_builder.shards import EncodedShard
 
 FORMAT_NAME: Literal["footsteps-cache"] = "footsteps-cache"
 FORMAT_VERSION: Literal[1] = 1
+"""What a build writes."""
+IMPORTED_VERSION: Literal[2] = 2
+"""What an import writes: version 1 with `imported` in its manifest."""
 ROOT = "zarr.json"
 CORPUS, PROBE, CHECKPOINTS = "corpus", "probe", "checkpoints"
 ATTRIBUTE, SEAL = "footsteps", "footsteps_sha256"
@@ -74,11 +85,25 @@ class Layout(Entry):
     chunk_positions: int = Field(ge=1)
 
 
+class Imported(Entry):
+    """What another program's targets were, where the cache holds those, and so what it cannot say."""
+
+    format: Literal["distillkit", "axolotl"]
+    source_sha256: str
+    """Of the source's files, one after another."""
+    settings: dict[str, Any]
+    """How they were read."""
+    tail: Literal["complement", "none"]
+    """complement: one minus the support's mass. none: nothing is known outside the support, which is normalised."""
+    left_out: int = Field(ge=0)
+    """Tokens to be learned for which the source has no target; no completion has them."""
+
+
 class Manifest(Entry):
     """What a cache was made from and how; immutable from its creation on."""
 
     format: Literal["footsteps-cache"]
-    version: Literal[1]
+    version: Literal[1, 2]
     tokenizer: TokenizerIdentity
     chat_template_fingerprint: str
     corpus: CorpusIdentity
@@ -86,6 +111,19 @@ class Manifest(Entry):
     targets: TargetOptions
     probe: ProbeOptions
     layout: Layout
+    imported: Imported | None = None
+    """Absent from a manifest of version 1."""
+
+    @model_validator(mode="after")
+    def _version_says_imported(self) -> Self:
+        if (self.version == IMPORTED_VERSION) != (self.imported is not None):
+            raise ValueError("version 2, and only it, has `imported`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "imported" or value is not None}
 
     @property
     def fingerprint(self) -> str:
@@ -233,10 +271,10 @@ def _check_version(body: Any, where: str) -> None:
     if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
         raise CacheDamagedError(f"{where} is damaged: not the manifest of a cache")
     version = body.get("version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > IMPORTED_VERSION:
         raise CacheMismatchError(
             f"{where} is of format version {version}, this program reads versions up to "
-            f"{FORMAT_VERSION}; update footsteps"
+            f"{IMPORTED_VERSION}; update footsteps"
         )
 
 

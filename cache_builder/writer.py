@@ -64,6 +64,11 @@ def create_cache(store: Store, manifest: Manifest, corpus: Corpus) -> None:
     """
     if store.exists(names.ROOT):
         root = names.unseal(Manifest, store.read(names.ROOT), store.where(names.ROOT))
+        if root.imported is not None and manifest.imported is None:
+            raise CacheMismatchError(
+                f"cache {store.where('')} was imported from {root.imported.format} rows and nothing can be built into "
+                "it; train from it with `footsteps distill`, or choose another cache.path"
+            )
         names.compare(root, manifest, f"cache {store.where('')}")
     else:
         foreign = [key for key in store.sizes("") if key != names.ROOT + ".part"]
@@ -238,8 +243,11 @@ class CheckpointWriter:
             first = int(np.searchsorted(position_offsets, start, side="right")) - 1
             last = int(np.searchsorted(position_offsets, end, side="left"))
             bounds = np.clip(position_offsets[first : last + 1], start, end) - start
-            running = np.concatenate([[0.0], np.cumsum(-gold.astype(np.float64))])
+            unknown = np.isnan(gold)  # in an imported cache
+            running = np.concatenate([[0.0], np.cumsum(-np.where(unknown, 0, gold).astype(np.float64))])
             loss[first:last] += np.diff(running[bounds])
+            unknown_before = np.concatenate([[0], np.cumsum(unknown)])
+            loss[first:last][np.diff(unknown_before[bounds]) > 0] = np.nan
             start = end
         return loss
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import zarr
 import zarr.storage
+from pydantic import ValidationError
 
 from cache_builder import format as names
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
@@ -138,9 +139,21 @@ def test_a_sealed_group_is_read_back_and_every_flipped_bit_is_damage() -> None:
 
 def test_a_newer_version_is_refused_by_its_number_before_anything_else_is_read() -> None:
     document = json.loads(names.seal(manifest()))
-    document["attributes"]["footsteps"] = {"format": "footsteps-cache", "version": 2, "unheard_of": True}
-    with pytest.raises(CacheMismatchError, match="format version 2, this program reads versions up to 1"):
+    document["attributes"]["footsteps"] = {"format": "footsteps-cache", "version": 3, "unheard_of": True}
+    with pytest.raises(CacheMismatchError, match="format version 3, this program reads versions up to 2"):
         names.unseal(names.Manifest, json.dumps(document).encode(), "here")
+
+
+def test_only_an_imported_caches_manifest_has_version_2_and_says_so() -> None:
+    source = {"format": "axolotl", "source_sha256": "s", "settings": {"temperature": 1.0}, "tail": "none", "left_out": 0}
+    imported = manifest(version=2, imported=source)
+    assert names.unseal(names.Manifest, names.seal(imported), "here") == imported
+    assert b"imported" not in names.seal(manifest())
+    for changes in ({"version": 2}, {"imported": source}):
+        with pytest.raises(ValidationError, match="version 2, and only it"):
+            manifest(**changes)
+    with pytest.raises(CacheMismatchError, match=r"imported\.source_sha256: it has 's', now None"):
+        names.compare(imported, manifest(), "cache c")
 
 
 def test_a_difference_is_named_with_both_values() -> None:
