@@ -211,13 +211,22 @@ def load_experiment(schema: type[E_], path: str | Path, overrides: tuple[str, ..
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from None
+    return make_experiment(schema, values, overrides, f"config {path}")
+
+
+def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[str, ...], what: str) -> E_:
+    """Make an experiment of what a TOML file would hold, after overrides; `values` is changed.
+
+    Raises:
+        ConfigError: it does not fit the schema; the message names `what`.
+    """
     for override in overrides:
         _apply_override(values, override)
     try:
         return schema.model_validate(values, strict=True)
     except ValidationError as error:
         problems = [f"  {_problem(details)}" for details in error.errors()]
-        raise ConfigError(f"config {path} does not fit:\n" + "\n".join(problems)) from None
+        raise ConfigError(f"{what} does not fit:\n" + "\n".join(problems)) from None
 
 
 def save_experiment(experiment: BaseModel, path: str | Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cache_builder.cli import cache as cache_commands
 from cache_builder.errors import ConfigError, UserError
+from trainer.plan_command import plan as plan_command
 from trainer.processes import is_main_process
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
         from trainer.plan import describe_plan
 
         console.print(describe_plan(load_experiment(Experiment, config, overrides)))
+        console.print("`footsteps plan` with the same arguments adds time, memory and money")
         return
     from trainer.run import run_experiment
 
@@ -182,6 +184,7 @@ def config_help() -> None:
 
 
 main.add_command(cache_commands)
+main.add_command(plan_command)
 
 if __name__ == "__main__":
     main()

@@ -1,42 +1,43 @@
-"""What `run` would do, said without loading a model: stages, checkpoints, positions, steps, estimated cache bytes."""
+"""What `run` would do, said without loading a model: stages, checkpoints, positions, steps, bytes at most.
 
-import math
+`footsteps run CONFIG --plan` prints this alone; `footsteps plan CONFIG` prints it above time, memory and money
+(trainer/plan_tables.py), from the same sizes.
+"""
 
 from rich.table import Table
 from rich.text import Text
 
-from cache_builder.config import CacheConfig
-from cache_builder.corpus import open_corpus
-from cache_builder.data import load_splits
-from cache_builder.errors import MissingError, UserError
+from cache_builder.capacity import record_bytes
 from trainer.config import Experiment
 from trainer.loop import steps_of
+from trainer.units import format_bytes
+from trainer.workload import CorpusSize, corpus_size
 
-BYTES_PER_TOKEN = 4
-"""UTF-8 bytes of English text per token: a rule of thumb, used only until the corpus is tokenised."""
 
-
-def describe_plan(experiment: Experiment) -> Table:
-    """Return the stages of a run as a table."""
-    sequences, positions, source = _size(experiment)
+def describe_plan(experiment: Experiment, corpus: CorpusSize | None = None) -> Table:
+    """Return the stages of a run as a table; of the corpus given, or of the experiment's."""
+    corpus = corpus or corpus_size(experiment)
+    sequences, positions = corpus.sequences, corpus.positions
     checkpoints = experiment.teacher.checkpoints
     count = checkpoints if isinstance(checkpoints, int) else len(checkpoints)
     distill, cache = experiment.distill, experiment.cache
     table = Table("stage", "what", "size", title=f"footsteps run → {experiment.output_dir}")
     table.add_row(
-        "corpus", f"{experiment.data.source} data, {source}", f"{sequences:,} sequences, {positions:,} positions"
+        "corpus",
+        Text(f"{experiment.data.source} data, {corpus.source}", style="yellow" if corpus.problem else ""),
+        f"{sequences:,} sequences, {positions:,} positions",
     )
     if isinstance(checkpoints, int):
         steps = steps_of(experiment.sft.teacher, sequences, experiment.sft.teacher.num_train_epochs)
         table.add_row("sft teacher", experiment.teacher.model, f"{steps:,} steps, {count} checkpoints kept")
     else:
         table.add_row("teacher", experiment.teacher.model, f"{count} given checkpoints")
-    cache_bytes = count * positions * record_bytes(cache)
+    per_position = record_bytes(cache.top_k, cache.tail_samples)
     table.add_row(
         "cache build",
         f"{experiment.cache_url}: top_k {cache.top_k}, {cache.tail_samples} tail samples",
-        f"{count} × {positions:,} positions, at most {format_bytes(cache_bytes)} ({record_bytes(cache)} B a position, "
-        "before compression)",
+        f"{count} × {positions:,} positions, at most {format_bytes(count * positions * per_position)} "
+        f"({per_position} B a position, before compression)",
     )
     steps = steps_of(experiment.sft.student, sequences, experiment.sft.student.num_train_epochs)
     table.add_row("sft student", experiment.student.model, f"{steps:,} steps")
@@ -51,34 +52,3 @@ def describe_plan(experiment: Experiment) -> Table:
     table.add_row("evaluate", "teacher, student SFT and every student", f"{students + 2} models")
     table.add_row("report", str(experiment.output_dir / "report" / "index.html"), "")
     return table
-
-
-def record_bytes(cache: CacheConfig) -> int:
-    """Return the bytes of one position before compression: ids, log-probabilities, tail samples, three scalars."""
-    return cache.top_k * (3 + 2) + cache.tail_samples * 3 + 12
-
-
-def format_bytes(count: float) -> str:
-    """Write a number of bytes with a unit that keeps it short."""
-    power = min(4, int(math.log(max(count, 1), 1024)))
-    return f"{count / 1024**power:,.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def _size(experiment: Experiment) -> tuple[int, int, Text]:
-    try:
-        corpus = open_corpus(experiment.output_dir / "corpus" / "train")
-        return len(corpus), corpus.n_positions, Text("tokenised")
-    except MissingError:
-        pass
-    try:
-        train = load_splits(experiment.data, experiment.run.seed)["train"]
-    except (UserError, OSError) as error:
-        return 0, 0, Text(f"not to be read here: {error}", style="yellow")
-    characters = sum(
-        len(message["content"].encode())
-        for example in train
-        for message in example["messages"]
-        if message["role"] == "assistant"
-    )
-    positions = characters // BYTES_PER_TOKEN + len(train)
-    return len(train), positions, Text(f"positions estimated at {BYTES_PER_TOKEN} bytes a token")
