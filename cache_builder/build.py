@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Do all of the work, and complete the checkpoints that are whole then."""
 
 
+OpenEngine = Callable[["Build"], AbstractContextManager[Engine]]
+"""Opens an engine for a build that holds the cache, and closes it."""
+
+
 @led_by_first
 def build_cache(
     experiment: CacheExperiment,
@@ -65,7 +69,7 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     only: str | None = None,
     repair: bool = False,
-    engine: "Callable[[Build], AbstractContextManager[Engine]] | None" = None,
+    engine: OpenEngine | None = None,
 ) -> bool:
     """Build one part of a cache; return whether every checkpoint asked for is complete now.
 
@@ -146,7 +150,7 @@ class Build:
         self.writers = {name: CheckpointWriter(self.store, self.manifest, name) for name in self.selected}
         self.console = Console(stderr=True)
 
-    def run(self, engine: "Callable[[Build], AbstractContextManager[Engine]]") -> bool:
+    def run(self, engine: OpenEngine) -> bool:
         """Do this part's work; say whether every checkpoint is complete now."""
         with self.store.stage():
             create_cache(self.store, self.manifest, self.corpus)

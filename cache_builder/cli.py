@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_builder.config import CacheExperiment, load_experiment
-from cache_builder.errors import CacheDamagedError, CacheIncompleteError
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError, ConfigError
 from cache_builder.sharing.commands import pull, push
 
 MIN_TABLE_WIDTH = 110
@@ -35,6 +35,13 @@ cache.add_command(pull)
 @click.option("--part", "part_text", metavar="I/N", help="Do share I (from 0) of N; torchrun's RANK unless given.")
 @click.option("--checkpoint", metavar="NAME", help="Build only this checkpoint of teacher.checkpoints.")
 @click.option("--repair", is_flag=True, help="First verify every byte; build again what is damaged.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Run here or on Ray."
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray's; RAY_ADDRESS or one of its own unless given.")
+@click.option("--actors", type=click.IntRange(min=1), help="Ray: processes; as many as there is room for unless given.")
+@click.option("--gpus-per-actor", type=click.FloatRange(min=0), help="Ray: 1 where there are GPUs unless given.")
+@click.option("--cpus-per-actor", type=click.FloatRange(min=0), help="Ray: 1 unless given; also its threads.")
 @click.pass_context
 def build(
     context: click.Context,
@@ -43,14 +50,28 @@ def build(
     part_text: str | None,
     checkpoint: str | None,
     repair: bool,
+    engine: str,
+    **ray_options: Any,
 ) -> None:
     """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
-    from cache_builder.build import build_cache, teacher_checkpoints
+    from cache_builder.build import build_cache, in_this_process, teacher_checkpoints
     from cache_builder.plan import parse_part
     from cache_builder.prepare import Prepared
+    from cache_builder.ray_engine import RayOptions, ray_engine
 
     experiment = _experiment(context, config, overrides)
-    part = parse_part(part_text, experiment.teacher.tensor_parallel)
+    given = {name: value for name, value in ray_options.items() if value is not None}
+    if engine == "ray" and part_text is not None:
+        raise ConfigError("--part is for builders that divide the work themselves; with --engine ray, give --actors")
+    if engine == "ray" and experiment.teacher.tensor_parallel > 1:
+        raise ConfigError(
+            "teacher.tensor_parallel is for torchrun; an actor has its GPUs to itself, so with --engine ray give "
+            'teacher.device_map = "auto" and --gpus-per-actor'
+        )
+    if engine == "local" and given:
+        raise ConfigError(f"--{min(given).replace('_', '-')} is for --engine ray")
+    part = parse_part(part_text, experiment.teacher.tensor_parallel) if engine == "local" else (0, 1)
+    opened = ray_engine(RayOptions(**given)) if engine == "ray" else in_this_process
     checkpoints = teacher_checkpoints(experiment)
     prepared = Prepared(experiment)
     complete = build_cache(
@@ -62,6 +83,7 @@ def build(
         part=part,
         only=checkpoint,
         repair=repair,
+        engine=opened,
     )
     state = "complete" if complete else "this part is done; other parts are not"
     click.echo(f"{experiment.cache_url}: {state}")

@@ -55,7 +55,12 @@ class CostNote:
         self.started = time.perf_counter()
 
     def add(self, positions: int = 0, *, finished: bool = False) -> None:
-        """Write what it took so far; a disk that refuses the note does not stop the build."""
+        """Measure what it took so far, and write it."""
+        self.measure(positions, finished=finished)
+        write_cost(self.path, self.cost, self.console)
+
+    def measure(self, positions: int = 0, *, finished: bool = False) -> None:
+        """Bring `cost` to this moment, with so many more positions."""
         self.cost = self.cost.model_copy(
             update={
                 "positions": self.cost.positions + positions,
@@ -64,11 +69,15 @@ class CostNote:
                 "finished": finished,
             }
         )
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, self.cost.model_dump())
-        except OSError as error:
-            self.console.print(f"no note of this build's time and memory: {error}", markup=False, highlight=False)
+
+
+def write_cost(path: Path, cost: BuildCost, console: Console) -> None:
+    """Write a note; a disk that refuses it does not stop the build."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, cost.model_dump())
+    except OSError as error:
+        console.print(f"no note of this build's time and memory: {error}", markup=False, highlight=False)
 
 
 def device_name() -> str:

@@ -48,5 +48,9 @@ class CacheBusyError(UserError, BlockingIOError):
     """Another builder holds the cache, or the part of it that is asked for."""
 
 
+class WorkerLostError(UserError, ChildProcessError):
+    """A process of a cluster that was building died, again and again."""
+
+
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on: a non-finite loss, or an option that the method cannot honour."""

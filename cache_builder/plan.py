@@ -2,13 +2,12 @@
 
 units       checkpoint × (shard 0 … shard S−1, extras)        one unit = one forward pass over its sequences, one commit
 part i/n    the i-th of n equal runs of that list              so a builder loads about N/n + 1 checkpoints
-piece       some shards of one checkpoint, or its extras       what a worker of a cluster takes next: of the checkpoint
-                                                               that it has in memory, as long as there are any
+on a cluster, a worker takes one unit after another            of the checkpoint in its memory, as long as there are any
 """
 
 import os
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,26 +51,26 @@ def divide(n_checkpoints: int, n_shards: int, part: tuple[int, int]) -> list[Wor
     return work
 
 
-def cut(work: Work, shards: int) -> list[Work]:
-    """Cut a work into pieces of at most so many shards; the extras are one more."""
-    pieces = [Work(work.checkpoint, work.shards[at : at + shards], False) for at in range(0, len(work.shards), shards)]
-    return [*pieces, Work(work.checkpoint, (), True)] if work.extras else pieces
+def units_of(work: Work) -> list[Work]:
+    """Return the units of a work, each as a work of its own."""
+    shards = [Work(work.checkpoint, (shard,), False) for shard in work.shards]
+    return [*shards, Work(work.checkpoint, (), True)] if work.extras else shards
 
 
-def choose_piece(pieces: Sequence[Work], loaded: int | None, others: Sequence[int]) -> Work:
-    """Choose what a worker does next.
+def choose_next(units: Sequence[str], loaded: str | None, others: Iterable[str | None]) -> int:
+    """Choose the unit that a worker takes next, and return its index.
 
-    A piece of the checkpoint that it has in memory; without one, of that which has the most pieces for each worker,
-    counting this one to the `others` at work on it.
+    One of the checkpoint that it has in memory; without any, of that which has the most units for each worker, this
+    one counted.
 
     Args:
-        loaded: the checkpoint in the worker's memory, if any.
-        others: the checkpoint that each other worker has in memory.
+        units: the checkpoint of each unit that is left, by name.
+        loaded: the checkpoint in this worker's memory, if any.
+        others: the checkpoint in each other worker's memory.
     """
-    left, at_work = Counter(piece.checkpoint for piece in pieces), Counter(others)
-    if loaded is None or loaded not in left:
-        loaded = max(sorted(left), key=lambda checkpoint: left[checkpoint] / (at_work[checkpoint] + 1))
-    return next(piece for piece in pieces if piece.checkpoint == loaded)
+    left, at_work = Counter(units), Counter(others)
+    chosen = loaded if loaded in left else max(left, key=lambda name: left[name] / (at_work[name] + 1))
+    return units.index(chosen)
 
 
 def rows_between(position_offsets: np.ndarray, start: int, end: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from cache_builder.costs import CostNote
 
 
 class BuildProgress:
-    """Progress of one checkpoint, in positions; the note of its cost is written along."""
+    """Progress in positions; the note of its cost, where it has one, is written along."""
 
-    def __init__(self, console: Console, name: str, positions: int, note: CostNote) -> None:
+    def __init__(self, console: Console, name: str, positions: int, note: CostNote | None = None) -> None:
         self.console, self.name, self.positions, self.note = console, name, positions, note
         self.done = 0
         self.bar = Progress(
@@ -36,13 +36,15 @@ class BuildProgress:
         """Say that this many more positions were captured."""
         self.done += positions
         self.bar.advance(self.task, positions)
-        self.note.add(positions)
+        if self.note is not None:
+            self.note.add(positions)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.note.add(finished=error is None)
+        if self.note is not None:
+            self.note.add(finished=error is None)
         if error is None:
             seconds = time.perf_counter() - self.started
             self.console.print(

@@ -11,7 +11,7 @@ from cache_builder.build import build_cache
 from cache_builder.config import CacheExperiment
 from cache_builder.corpus import Corpus, build_corpus, open_corpus
 from cache_builder.models import load_tokenizer
-from tests.conftest import color_examples
+from tests.toys import color_examples
 
 SMALL = {
     "top_k": 4,

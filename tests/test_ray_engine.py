@@ -1,0 +1,185 @@
+"""Building on a real Ray instance of several processes: the same bytes, whoever is killed."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from cache_builder.errors import ConfigError
+from cache_builder.plan import Work, choose_next, units_of
+from cache_builder.ray_engine import RayOptions, ray_engine
+from tests.caches import Teaching, files_of, make_teaching
+
+ROOT = Path(__file__).parents[1]
+needs_ray = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
+    reason="needs Ray: the ray extra",
+)
+
+
+@pytest.fixture(scope="module")
+def teaching(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerBase,
+    make_model: Callable[..., LlamaForCausalLM],
+) -> Teaching:
+    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=600)
+
+
+@pytest.fixture(scope="module")
+def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local build."""
+    cache = tmp_path_factory.mktemp("built") / "cache"
+    assert teaching.build(cache)
+    return cache
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cache_builder.build import build_cache
+from cache_builder.errors import UserError
+from cache_builder.ray_engine import RayOptions, ray_engine
+from tests.caches import Teaching
+if __name__ == "__main__":
+    actors, *folders = sys.argv[1:]
+    for folder, cache in zip(folders[::2], folders[1::2]):
+        teaching = Teaching(Path(folder))
+        experiment = teaching.experiment(cache)
+        engine = ray_engine(RayOptions(actors=int(actors)))
+        inputs = experiment, teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out
+        try:
+            assert build_cache(*inputs, engine=engine)
+        except UserError as error:
+            print(type(error).__name__, error, flush=True)
+"""
+
+
+@contextmanager
+def driver(actors: int, *folders: Path) -> Iterator[subprocess.Popen[str]]:
+    """Build (teaching, cache) after (teaching, cache), each on a Ray instance of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", DRIVER, str(actors), *folders],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for_ledger(cache: Path, entries: int, process: subprocess.Popen[str]) -> dict[Path, int]:
+    """Wait until so many shards are committed; return when the file of each was written."""
+    until = time.monotonic() + 120
+    while True:
+        ledger = [entry for entry in cache.glob("checkpoints/*/ledger/*.json") if entry.stem.isdigit()]
+        if len(ledger) >= entries:
+            shards = [entry.parents[1] / "records" / "c" / "0" / entry.stem for entry in ledger]
+            return {shard: shard.stat().st_mtime_ns for shard in shards}
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "no shard was committed in time"
+        time.sleep(0.002)
+
+
+def processes_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
+def actors_among(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.name().startswith("ray::Actor")]
+
+
+@needs_ray
+def test_an_actor_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_a_local_build(
+    teaching: Teaching, built: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    with driver(2, teaching.folder, cache) as process:
+        committed = wait_for_ledger(cache, 3, process)
+        instance = processes_of(process)
+        actors = actors_among(instance)
+        actors[0].send_signal(signal.SIGKILL)
+        assert not list(cache.glob("checkpoints/*/loss"))  # it was the middle
+        heard = [
+            connection.laddr.ip
+            for member in instance
+            if member.is_running()
+            for connection in member.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert "2 checkpoints on 2 actors: 2,400 positions" in errors
+    assert files_of(cache) == files_of(built)
+    notes = list((teaching.folder / "build").glob("*/*.json"))
+    assert len({note.stem.rpartition("-")[2] for note in notes} - {str(os.getpid())}) >= 2  # processes that built
+    assert {shard: shard.stat().st_mtime_ns for shard in committed} == committed
+    assert heard
+    assert {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
+    assert not any(member.is_running() for member in instance)
+
+
+@needs_ray
+def test_after_a_killed_driver_the_build_continues_at_once_and_a_bad_teacher_is_named_from_afar(
+    teaching: Teaching, built: Path, tmp_path: Path
+) -> None:
+    broken = Teaching(Path(shutil.copytree(teaching.folder, tmp_path / "broken")))
+    model = LlamaForCausalLM.from_pretrained(broken.folder / "step-1")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(teaching.corpus.sequence(77)[0][3])] = torch.nan
+    model.save_pretrained(broken.folder / "step-1")
+    cache = tmp_path / "cache"
+    with driver(1, broken.folder, tmp_path / "other", teaching.folder, cache) as process:
+        committed = wait_for_ledger(cache, 3, process)
+        (orphan,) = actors_among(processes_of(process))
+        process.kill()
+        process.wait()
+        assert not list(cache.glob("checkpoints/*/loss"))
+        assert teaching.build(cache)
+        output, _ = process.communicate()
+    assert re.match(r"ModelError checkpoint 'step-1' gives NaN or infinite logits on sequence 'color-\d+'", output)
+    assert files_of(cache) == files_of(built)
+    assert {shard: shard.stat().st_mtime_ns for shard in committed} == committed
+    assert not orphan.is_running()
+
+
+def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"needs Ray: `pip install 'footsteps\[ray\]'`"):
+        ray_engine(RayOptions())
+    with pytest.raises(ConfigError, match="driver runs inside the cluster"):
+        ray_engine(RayOptions(ray_address="ray://head:10001"))
+
+
+def test_a_worker_stays_with_its_checkpoint_and_then_goes_where_most_is_left_for_each() -> None:
+    units = ["a", "b", "b", "b", "b", "c", "c"]
+    assert choose_next(units, None, []) == 1
+    assert choose_next(units, "c", ["b"]) == 5
+    assert choose_next(units, None, ["b"]) == 1
+    assert choose_next(units, "gone", ["b", "b"]) == 5
+    assert choose_next(units, None, ["b", "c", None, "b", "b"]) == 0
+
+
+def test_the_units_of_a_work_are_its_shards_and_its_extras() -> None:
+    assert units_of(Work(1, range(2, 4), True)) == [Work(1, (2,), False), Work(1, (3,), False), Work(1, (), True)]
+    assert units_of(Work(0, (5,), False)) == [Work(0, (5,), False)]
+    assert Work(1, range(2, 6), True).without({3, 4}, extras=True) == Work(1, (2, 5), False)
