@@ -1,4 +1,4 @@
-"""`footsteps cache build|info|verify|audit`: what they read, in which order they call, and how they print it."""
+"""`footsteps cache build|info|verify|audit|…`: what they read, in which order they call, and how they print it."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cache_builder.config import CacheExperiment, load_experiment
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, ConfigError
+from cache_builder.interchange.commands import export_command, import_command
 from cache_builder.sharing.commands import pull, push
 
 MIN_TABLE_WIDTH = 110
@@ -25,6 +26,8 @@ def cache() -> None:
     """Build, inspect and check the cache of what the teacher's checkpoints say."""
 
 
+cache.add_command(import_command)
+cache.add_command(export_command)
 cache.add_command(push)
 cache.add_command(pull)
 
@@ -188,13 +191,25 @@ def _print_info(facts: dict[str, Any]) -> None:
     for title in ("checkpoint", "bytes", "per position", "retained", "p50", "p90", "p99", "loss", "held-out"):
         table.add_column(title, justify="left" if title == "checkpoint" else "right", no_wrap=True)
     for row in facts["checkpoints"]:
-        held_out = "–" if row["held_out_loss"] is None else f"{row['held_out_loss']:.4f}"
-        mass = [f"{row['retained_mass'][key]:.4f}" for key in ("mean", "p50", "p90", "p99")]
-        table.add_row(
-            row["name"], f"{row['bytes']:,}", f"{row['bytes_per_position']:.1f}", *mass, f"{row['loss']:.4f}", held_out
-        )
+        retained = row["retained_mass"] or {}
+        figures = [*(retained.get(key) for key in ("mean", "p50", "p90", "p99")), row["loss"], row["held_out_loss"]]
+        shown = ["–" if figure is None else f"{figure:.4f}" for figure in figures]
+        table.add_row(row["name"], f"{row['bytes']:,}", f"{row['bytes_per_position']:.1f}", *shown)
     console.print(table)
+    if facts["imported"]:
+        _print_imported(console, facts)
     console.print(
         "retained: probability that the stored ids hold, mean and what 50, 90, 99 % of positions reach at least;"
     )
     console.print("losses in nats per position")
+
+
+def _print_imported(console: Console, facts: dict[str, Any]) -> None:
+    imported, unknown = facts["imported"], sum(row["sequences_without_loss"] for row in facts["checkpoints"])
+    tail = {"complement": "one minus the stored tokens' mass", "none": "not known"}[imported["tail"]]
+    console.print(
+        f"imported from {imported['format']} rows: tail {tail}; no entropy, tail samples, held-out loss, probe or weights "
+        f"known; the teacher's loss is missing for {unknown:,} of {facts['sequences']:,} sequences; "
+        f"{imported['left_out']:,} tokens were left out because they have no target",
+        soft_wrap=True,
+    )

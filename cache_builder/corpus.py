@@ -22,7 +22,7 @@ from cache_builder.data import Example
 from cache_builder.errors import DataError
 from cache_builder.sample_ids import SampleIds
 from cache_builder.stages import finish_stage, finished_result, stage_result
-from cache_builder.text import encode, template_fingerprint, tokenizer_fingerprint
+from cache_builder.text import Encoded, encode, template_fingerprint, tokenizer_fingerprint
 
 FINGERPRINT_VERSION = b"footsteps corpus 1"
 
@@ -98,7 +98,13 @@ def build_corpus(
     }
     result = stage_result(folder, {**inputs, **identity})
     if result is None:
-        result = {**_write(examples, tokenizer, folder, chat_template, max_length), **identity}
+        encoded = ((example["id"], encode(example, tokenizer, chat_template, max_length)) for example in examples)
+        result = {**store_sequences(encoded, folder), **identity}
+        if not result["counts"]["sequences"]:
+            raise DataError(
+                f"no example is left to use: {result['counts']['dropped']} were dropped because their completion does "
+                f"not fit text.max_length = {max_length} tokens"
+            )
         finish_stage(folder, result)
     return Corpus(folder, result)
 
@@ -112,13 +118,12 @@ def open_corpus(folder: Path) -> Corpus:
     return Corpus(folder, finished_result(folder, "the tokenised corpus", "footsteps run CONFIG"))
 
 
-def _write(
-    examples: Iterable[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    chat_template: str | None,
-    max_length: int,
-) -> dict[str, Any]:
+def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Path) -> dict[str, Any]:
+    """Write (id, sequence) pairs into flat files; return their fingerprint and counts. None is counted as dropped.
+
+    Raises:
+        DataError: two sequences share an id.
+    """
     counts = {"sequences": 0, "tokens": 0, "positions": 0, "truncated": 0, "truncated_tokens": 0, "dropped": 0}
     digest = hashlib.sha256(FINGERPRINT_VERSION)
     seen_ids: set[bytes] = set()
@@ -129,15 +134,14 @@ def _write(
         tokens_file, completion_file, offsets_file, ids_file, id_offsets_file = files
         offsets_file.write(np.zeros(2, "<i8").tobytes())
         id_offsets_file.write(np.zeros(1, "<i8").tobytes())
-        for example in examples:
-            encoded = encode(example, tokenizer, chat_template, max_length)
+        for name, encoded in sequences:
             if encoded is None:
                 counts["dropped"] += 1
                 continue
-            sample_id = example["id"].encode()
+            sample_id = name.encode()
             key = hashlib.blake2b(sample_id, digest_size=12).digest()
             if key in seen_ids:
-                raise DataError(f"two examples have the id {example['id']!r}; ids must be unique")
+                raise DataError(f"two examples have the id {name!r}; ids must be unique")
             seen_ids.add(key)
             tokens = np.asarray(encoded.input_ids, "<u4").tobytes()
             completion = np.asarray(encoded.completion, np.bool_)
@@ -154,11 +158,6 @@ def _write(
             id_offsets_file.write(np.asarray([id_bytes], "<i8").tobytes())
             for part in (len(tokens).to_bytes(8, "little"), tokens, completion.tobytes(), sample_id, b"\0"):
                 digest.update(part)
-        if not counts["sequences"]:
-            raise DataError(
-                f"no example is left to use: {counts['dropped']} were dropped because their completion does not fit "
-                f"text.max_length = {max_length} tokens"
-            )
         for file in files:
             file.flush()
             os.fsync(file.fileno())

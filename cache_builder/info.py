@@ -13,7 +13,8 @@ def describe(cache: Cache) -> dict[str, Any]:
     """Return the facts of a cache; losses in nats per position, sizes in bytes.
 
     `retained_mass` is 1 − the tail's mass, over at most 256 evenly spaced chunks; its `p90` is what nine positions of
-    ten reach at least.
+    ten reach at least. What an imported cache does not know is None: `loss` where a sequence's is missing, and
+    `retained_mass` where there is no tail.
     """
     manifest = cache.manifest
     return {
@@ -27,6 +28,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "top_k": manifest.targets.top_k,
         "top_p": manifest.targets.top_p,
         "tail_samples": manifest.targets.tail_samples,
+        "imported": manifest.imported.model_dump() if manifest.imported else None,
         "corpus_bytes": cache.corpus_bytes,
         "probe_bytes": cache.probe_bytes,
         "unfinished": [name for name in cache.begun if name not in cache.checkpoints],
@@ -35,10 +37,11 @@ def describe(cache: Cache) -> dict[str, Any]:
 
 
 def _describe_checkpoint(cache: Cache, name: str) -> dict[str, Any]:
-    positions = cache.manifest.corpus.positions
+    positions, imported = cache.manifest.corpus.positions, cache.manifest.imported
     identity = cache.checkpoint(name).identity
-    mass = retained_mass(cache, name)
-    quantiles = dict(zip(("p50", "p90", "p99"), np.quantile(mass, [0.5, 0.1, 0.01]).tolist(), strict=True))
+    losses = cache.losses(name)
+    unknown = int(np.isnan(losses).sum())
+    retained = None if imported is not None and imported.tail == "none" else _summary(retained_mass(cache, name))
     return {
         "name": name,
         "weights_fingerprint": identity.weights_fingerprint,
@@ -46,10 +49,16 @@ def _describe_checkpoint(cache: Cache, name: str) -> dict[str, Any]:
         "attn_implementation": identity.attn_implementation,
         "bytes": cache.checkpoint_bytes(name),
         "bytes_per_position": cache.checkpoint_bytes(name) / positions,
-        "retained_mass": {"mean": float(mass.mean()), **quantiles},
-        "loss": float(cache.losses(name).sum() / positions),
+        "retained_mass": retained,
+        "loss": None if unknown else float(losses.sum() / positions),
+        "sequences_without_loss": unknown,
         "held_out_loss": cache.held_out(name),
     }
+
+
+def _summary(mass: np.ndarray) -> dict[str, float]:
+    quantiles = dict(zip(("p50", "p90", "p99"), np.quantile(mass, [0.5, 0.1, 0.01]).tolist(), strict=True))
+    return {"mean": float(mass.mean()), **quantiles}
 
 
 def retained_mass(cache: Cache, name: str) -> np.ndarray:

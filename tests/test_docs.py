@@ -10,7 +10,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 @pytest.mark.parametrize(
-    "folder", ["cache_builder", "cache_builder/sources", "cache_builder/sharing", "trainer", "tools"]
+    "folder",
+    ["cache_builder", *(f"cache_builder/{name}" for name in ("sources", "sharing", "interchange")), "trainer", "tools"],
 )
 def test_the_readme_has_a_phrase_for_every_file(folder: str) -> None:
     readme = (ROOT / "README.md").read_text()

@@ -1,0 +1,296 @@
+"""Make a cache of one checkpoint from another program's rows; killed, it continues, to the same bytes.
+
+    first pass    every row is checked ─▶ CACHE.import/ (tokens, completion, ids)    nothing of the cache exists yet
+    second pass   targets ─▶ shards of the cache, as a build commits them ─▶ CACHE.import/ removed
+
+The manifest is of version 2: it says where the targets came from and what they lack. The probe has no positions.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedTokenizerBase
+
+from cache_builder import format as names
+from cache_builder.config import CacheConfig
+from cache_builder.corpus import Corpus, store_sequences
+from cache_builder.errors import CacheMismatchError, ConfigError, DataError
+from cache_builder.format import (
+    CheckpointIdentity,
+    CheckpointOrder,
+    CorpusIdentity,
+    Imported,
+    Layout,
+    Manifest,
+    ProbeOptions,
+    TargetOptions,
+    TokenizerIdentity,
+)
+from cache_builder.interchange.rows import SourceRow, Tail, targets_of
+from cache_builder.interchange.tables import count_rows, digest
+from cache_builder.locks import folder_lock
+from cache_builder.reader import open_cache
+from cache_builder.records import Targets
+from cache_builder.stages import finish_stage, stage_result
+from cache_builder.store import LocalStore, Store, open_store
+from cache_builder.text import Encoded, tokenizer_fingerprint
+from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
+
+UNKNOWN = "unknown"
+
+
+class Source(Protocol):
+    """Another program's rows."""
+
+    files: list[Path]
+
+    @property
+    def format(self) -> Literal["distillkit", "axolotl"]:
+        """Name of the program."""
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff of its numbers, relative."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the rows are read, as plain values."""
+
+    @property
+    def default_tail(self) -> Tail:
+        """What rows of this kind know of the mass outside their support."""
+
+    def rows(self) -> Iterator[SourceRow]:
+        """Yield every row; DataError where one is malformed."""
+
+
+@dataclass
+class Reading:
+    """How rows become targets, and what the first pass saw of them."""
+
+    vocab_size: int
+    tail: Tail
+    temperature: float
+    roundoff: float
+    top_k: int = 0
+    left_out: int = 0
+    rows: int = 0
+    rows_without_target: int = 0
+
+    def targets(self, row: SourceRow) -> Targets:
+        return targets_of(row, self.vocab_size, self.tail, self.temperature, self.roundoff)
+
+
+def import_cache(
+    source: Source,
+    url: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "imported",
+    tail: Tail | None = None,
+    temperature: float = 1.0,
+) -> Reading:
+    """Read a source into the cache at `url`; return what was seen. A finished import is kept.
+
+    Args:
+        name: the checkpoint's.
+        tail: what the rows know of the mass outside their support; the source's default unless given, and "none"
+            where the temperature is not 1.
+        temperature: at which the source's probabilities were taken; it is undone.
+
+    Raises:
+        ConfigError: a tail at another temperature than 1.
+        DataError: a row is malformed, two share an id, or none has a target.
+        CacheMismatchError: the place holds something else.
+        CacheBusyError: it is being built or imported.
+    """
+    names.check_name(name)
+    if temperature != 1.0 and tail == "complement":
+        raise ConfigError(
+            f"--tail complement needs --temperature 1, got {temperature:g}: what the tail would hold at temperature 1 "
+            "cannot be known"
+        )
+    tail = tail or (source.default_tail if temperature == 1.0 else "none")
+    reading = Reading(len(tokenizer), tail, temperature, source.roundoff)
+    store = open_store(url)
+    scratch = _scratch(store)
+    try:
+        with folder_lock(scratch):
+            source_sha256 = digest(source.files)
+            corpus = _first_pass(source, source_sha256, scratch, tokenizer, reading)
+            imported = Imported(
+                format=source.format,
+                source_sha256=source_sha256,
+                settings={**source.settings, "temperature": temperature},
+                tail=tail,
+                left_out=reading.left_out,
+            )
+            with store.hold((0, 1)):
+                _write(source, store, _manifest(imported, corpus, tokenizer, reading.top_k), name, corpus, reading)
+    except BaseException as error:
+        if isinstance(error, DataError) or not isinstance(store, LocalStore):
+            shutil.rmtree(scratch)
+        raise
+    open_cache(url)
+    shutil.rmtree(scratch)
+    return reading
+
+
+def _first_pass(
+    source: Source, source_sha256: str, folder: Path, tokenizer: PreTrainedTokenizerBase, reading: Reading
+) -> Corpus:
+    """Check every row and store its tokens; what the pass saw is kept with them."""
+    inputs = {
+        "source": source_sha256,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "settings": source.settings,
+        "tail": reading.tail,
+        "temperature": reading.temperature,
+    }
+    try:
+        result = stage_result(folder, inputs)
+    except CacheMismatchError:  # an import of something else was killed here
+        for path in folder.iterdir():
+            path.unlink()
+        result = stage_result(folder, inputs)
+    if result is None:
+        identity = {"tokenizer_fingerprint": inputs["tokenizer"], "template_fingerprint": UNKNOWN, "max_length": 0}
+        stored = store_sequences(_checked(source, reading), folder)
+        if not stored["counts"]["sequences"]:
+            raise DataError(f"{source.files[0]}: none of {reading.rows:,} rows has a target; nothing to import")
+        result = {**stored, **identity, "reading": asdict(reading)}
+        finish_stage(folder, result)
+    for field in ("top_k", "left_out", "rows", "rows_without_target"):
+        setattr(reading, field, result["reading"][field])
+    return Corpus(folder, result)
+
+
+def _checked(source: Source, reading: Reading) -> Iterator[tuple[str, Encoded]]:
+    rows = track(
+        source.rows(),
+        "checking rows",
+        total=count_rows(source.files),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not Console(stderr=True).is_terminal,
+    )
+    for row in rows:
+        reading.rows += 1
+        reading.left_out += row.left_out
+        if not row.completion[1:].any():
+            reading.rows_without_target += 1
+            continue
+        reading.targets(row)
+        reading.top_k = max(reading.top_k, row.ids.shape[1])
+        yield row.sample_id, Encoded(row.tokens.tolist(), row.completion.tolist(), truncated_tokens=0)
+
+
+def _manifest(imported: Imported, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, top_k: int) -> Manifest:
+    defaults = CacheConfig()
+    return Manifest(
+        format=names.FORMAT_NAME,
+        version=names.IMPORTED_VERSION,
+        tokenizer=TokenizerIdentity(fingerprint=tokenizer_fingerprint(tokenizer), size=len(tokenizer)),
+        chat_template_fingerprint=UNKNOWN,
+        corpus=CorpusIdentity(
+            fingerprint=corpus.fingerprint,
+            sequences=len(corpus),
+            tokens=int(corpus.token_offsets[-1]),
+            positions=corpus.n_positions,
+        ),
+        held_out=None,
+        targets=TargetOptions(
+            top_k=top_k, top_p=1.0, tail_samples=0, logp_steps_per_nat=defaults.logp_steps_per_nat, seed=0
+        ),
+        probe=ProbeOptions(sequences=1, top_k=1),
+        layout=Layout(shard_positions=defaults.shard_positions, chunk_positions=defaults.chunk_positions),
+        imported=imported,
+    )
+
+
+def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: Corpus, reading: Reading) -> None:
+    assert manifest.imported is not None
+    identity = CheckpointIdentity(
+        name=name,
+        weights_fingerprint=f"imported:{manifest.imported.source_sha256}",
+        dtype=UNKNOWN,
+        attn_implementation=UNKNOWN,
+    )
+    writer = CheckpointWriter(store, manifest, name)
+    with store.stage():
+        create_cache(store, manifest, corpus)
+        _refuse_another(store, name)
+        write_order(store, [name])
+        if not store.exists(f"{names.PROBE}/zarr.json"):
+            write_probe(store, identity, np.empty(0, np.int64), np.empty((0, 1), np.uint32))
+    if not writer.is_complete():
+        with store.stage():
+            writer.begin(identity)
+        _write_shards(source, writer, corpus, reading)
+        writer.write_extras(None, np.empty((0, 1), np.uint16), np.empty(0, np.float32))
+    with store.stage():
+        writer.finish(corpus.position_offsets)
+
+
+def _refuse_another(store: Store, name: str) -> None:
+    key = f"{names.CHECKPOINTS}/zarr.json"
+    order = names.unseal(CheckpointOrder, store.read(key), store.where(key)).order if store.exists(key) else [name]
+    if order != [name]:
+        raise CacheMismatchError(
+            f"cache {store.where('')} already holds these rows as checkpoint {order[0]!r}, and an imported cache has "
+            f"one; give `--name {order[0]}`, or another place"
+        )
+
+
+def _write_shards(source: Source, writer: CheckpointWriter, corpus: Corpus, reading: Reading) -> None:
+    """Write every shard that is not there yet, holding one at a time."""
+    done = writer.shards_done()
+    position, shard, parts = 0, 0, []
+    _, end = writer.spec.span(shard)
+    rows = (row for row in source.rows() if row.completion[1:].any())
+    console = Console(stderr=True)
+    for row in track(
+        rows, writer.name, total=len(corpus), console=console, transient=True, disable=not console.is_terminal
+    ):
+        targets, taken = _padded(reading.targets(row), reading.top_k), 0
+        while taken < len(targets):
+            part = _between(targets, taken, taken + end - position)
+            parts.append(part)
+            position, taken = position + len(part), taken + len(part)
+            if position == end:
+                if shard not in done:
+                    writer.write_shard(shard, _joined(parts))
+                shard, parts = shard + 1, []
+                _, end = writer.spec.span(shard)
+    if position != corpus.n_positions or parts:
+        raise CacheMismatchError(f"{source.files[0]} has changed while it was imported; import it again")
+
+
+def _padded(targets: Targets, top_k: int) -> Targets:
+    missing = top_k - targets.ids.shape[1]
+    if missing:
+        targets.ids = np.concatenate([targets.ids, np.repeat(targets.ids[:, :1], missing, axis=1)], axis=1)
+        targets.logp = np.pad(targets.logp, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return targets
+
+
+def _between(targets: Targets, start: int, end: int) -> Targets:
+    return Targets(*(getattr(targets, field.name)[start:end] for field in fields(Targets)))
+
+
+def _joined(parts: list[Targets]) -> Targets:
+    return Targets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Targets)))
+
+
+def _scratch(store: Store) -> Path:
+    """Return where the first pass is kept: beside a local cache, so that a killed import finds it; else temporary."""
+    if isinstance(store, LocalStore):
+        return store.folder.with_name(f"{store.folder.name}.import")
+    return Path(tempfile.mkdtemp(prefix="footsteps-import-"))
