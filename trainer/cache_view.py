@@ -33,9 +33,15 @@ class CacheView:
     sequence_positions: np.ndarray
     losses: dict[str, np.ndarray]
     held_out: dict[str, float | None]
-    retained: dict[str, float]
+    retained: dict[str, float | None]
+    """None where an imported cache does not know its tail."""
     bytes: dict[str, int]
     kl_NN: np.ndarray
+
+    @property
+    def losses_known(self) -> bool:
+        """Whether the loss of every sequence is known, as it is unless the cache was imported."""
+        return not any(np.isnan(losses).any() for losses in self.losses.values())
 
     @property
     def n_sequences(self) -> int:
@@ -60,6 +66,7 @@ def view_of(cache: Cache) -> CacheView:
     """Reduce an open cache to what a report shows; retained mass is measured on evenly spaced sequences."""
     names = tuple(cache.checkpoints)
     n_sequences = len(cache.corpus.sample_ids)
+    no_tail = cache.manifest.imported is not None and cache.manifest.imported.tail == "none"
     rows = np.unique(np.linspace(0, n_sequences - 1, min(RETAINED_ROWS, n_sequences)).astype(np.int64))
     return CacheView(
         fingerprint=cache.fingerprint,
@@ -70,7 +77,7 @@ def view_of(cache: Cache) -> CacheView:
         sequence_positions=np.diff(cache.corpus.position_offsets),
         losses={name: np.asarray(cache.losses(name), dtype=np.float64) for name in names},
         held_out={name: cache.held_out(name) for name in names},
-        retained={name: retained_mass(cache.read(name, rows).log_tail) for name in names},
+        retained={name: None if no_tail else retained_mass(cache.read(name, rows).log_tail) for name in names},
         bytes={name: sum(entry.bytes for entry in cache.checkpoint(name).files.values()) for name in names},
         kl_NN=probe_kl([(cache.probe_logp(name), cache.probe_log_tail(name)) for name in names]),
     )

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from cache_builder.config import ModelConfig
 from cache_builder.corpus_losses import Sequences
+from cache_builder.errors import CacheMismatchError
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache
 from cache_builder.stages import STARTED_FILE, finish_stage, stage_result
@@ -66,7 +67,16 @@ def halves(sequences: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_crossfit_losses(experiment: Experiment, prepared: Prepared, cache: Cache) -> Path:
-    """Fine-tune on halves, judge on the other halves, and return the folder of all that."""
+    """Fine-tune on halves, judge on the other halves, and return the folder of all that.
+
+    Raises:
+        CacheMismatchError: the cache is imported: its sequences are not the experiment's.
+    """
+    if cache.manifest.imported is not None:
+        raise CacheMismatchError(
+            f"cache {cache.url} was imported: its teacher is not there to be cross-fitted; "
+            'set distill.aw_source = "train"'
+        )
     _crossfit(experiment, prepared, cache, "student")
     if isinstance(experiment.teacher.checkpoints, int):
         _crossfit(experiment, prepared, cache, "teacher")

@@ -24,6 +24,7 @@ from cache_builder.targets import SparseTargets, bucket_kl, retained_mass_at_lea
 from cache_builder.text import template_fingerprint, tokenizer_fingerprint
 from trainer.config import Experiment
 from trainer.crossfit import read_aw_losses
+from trainer.imported import check_method, retained_rows
 from trainer.loop import LoopSettings, SequenceTrainer
 from trainer.lora import StudentConfig, load_student, merge_saved
 from trainer.methods import Method, get_method
@@ -114,7 +115,13 @@ class DistillTrainer(SequenceTrainer):
 
     def _warn_of_temperature(self, teacher: str) -> None:
         """Say how much of the mass the support keeps at the temperature: a top-k cache does not know the rest."""
-        targets = SparseTargets.from_numpy(self.cache.read(teacher, self.cache.probe_rows))
+        if self.cache.manifest.imported is not None and self.cache.manifest.imported.tail == "none":
+            self._warn(
+                f"distill.temperature = {self.settings.temperature:g}: how much of {teacher}'s mass the imported tokens "
+                "hold is not known"
+            )
+            return
+        targets = SparseTargets.from_numpy(self.cache.read(teacher, retained_rows(self.cache)))
         kept = retained_mass_at_least(
             targets.logp_MK, targets.log_tail_M, self.vocab_size, self.settings.temperature
         ).mean()
@@ -137,6 +144,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     method, config = get_method(method_name), experiment.distill
     tokenizer = prepared.tokenizer
     check_cache(cache, prepared, experiment)
+    check_method(cache, method, config.aw_source)
     best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
     start = _start(experiment)
     weighted = method.weighting != "constant"
@@ -213,7 +221,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
 
 
 def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> None:
-    """Refuse a cache that was built from something else than this experiment's text.
+    """Refuse a cache that was built from something else than this experiment's text; an imported one brings its own.
 
     Raises:
         CacheMismatchError: tokenizer, chat template or corpus differ; the message names which.
@@ -221,6 +229,8 @@ def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> Non
     tokenizer = prepared.tokenizer
     cache.check_tokenizer(tokenizer_fingerprint(tokenizer), len(tokenizer))
     manifest = cache.manifest
+    if manifest.imported is not None:
+        return
     for what, here, there in (
         (
             "chat template",

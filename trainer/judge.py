@@ -37,10 +37,14 @@ class JudgedModel:
 
 
 def judged_models(experiment: Experiment, cache: Cache) -> Iterator[JudgedModel]:
-    """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student."""
-    held_out = {name: cache.held_out(name) for name in cache.checkpoints}
-    best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
-    yield JudgedModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
+    """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student.
+
+    The teacher of an imported cache is not there to be judged.
+    """
+    if cache.manifest.imported is None:
+        held_out = {name: cache.held_out(name) for name in cache.checkpoints}
+        best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
+        yield JudgedModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
     yield JudgedModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
     for method in experiment.distill.methods:
         for seed in experiment.distill.seeds:

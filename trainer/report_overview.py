@@ -120,7 +120,7 @@ def _sequence_losses(run: Run) -> list[DataTable]:
         columns["student SFT"] = run.student_losses
     columns |= {f"{d.method} seed {d.seed}": d.losses for d in run.distilled if d.losses is not None}
     rows = [
-        [sample_id, int(positions), *(float(value) for value in values)]
+        [sample_id, int(positions), *(None if np.isnan(value) else float(value) for value in values)]
         for sample_id, positions, *values in zip(
             run.cache.sample_ids, run.cache.sequence_positions, *columns.values(), strict=True
         )

@@ -22,6 +22,8 @@ def weights_section(run: Run) -> Section:
     )
     if run.cache is None or not run.cache.checkpoints or run.student_losses is None:
         return absent(section, "The weights need the cache and the losses of the student SFT model.")
+    if not run.cache.losses_known:
+        return absent(section, "The imported cache lacks the teacher's loss of some sequences.")
     cache, student = run.cache, run.student_losses
     sharpness = float(run.config.get("distill", {}).get("aw_sharpness", 1.0))
     before = {name: adaptive_weights(student, cache.losses[name], sharpness) for name in cache.checkpoints}
@@ -83,7 +85,7 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
         "of sequences, and their difference is R(f_t) − R(f_s).",
     )
     figures, tables = [], []
-    if run.cache is not None and run.cache.checkpoints:
+    if run.cache is not None and run.cache.checkpoints and run.cache.losses_known:
         final = run.cache.checkpoints[-1]
         teacher = run.cache.losses[final]
         students: list[tuple[str, int | None, np.ndarray]] = []

@@ -77,7 +77,7 @@ def cache_section(run: Run) -> Section:
             run.teacher_steps.get(name),
             cache.held_out[name],
             _per_position(cache, name),
-            100 * cache.retained[name],
+            None if (retained := cache.retained[name]) is None else 100 * retained,
             cache.bytes[name],
             cache.bytes[name] / cache.n_positions,
         ]
@@ -140,8 +140,8 @@ def _times(run: Run) -> DataTable:
     return DataTable("times", "Time and memory of each training", columns, rows, unfolded=True)
 
 
-def _per_position(cache: CacheView, name: str) -> float:
-    return float(cache.losses[name].sum() / max(cache.n_positions, 1))
+def _per_position(cache: CacheView, name: str) -> float | None:
+    return float(cache.losses[name].sum() / max(cache.n_positions, 1)) if cache.losses_known else None
 
 
 def _first_steps(distilled: Distilled) -> list[int]:

@@ -60,7 +60,7 @@ def risk_terms(risks: dict[str, float], student_risk: float) -> tuple[dict[str, 
 
 
 def best_checkpoint(checkpoints: Sequence[str], held_out: dict[str, float | None], best: str) -> str:
-    """Return the best checkpoint: by lowest held-out loss, the last one, or the one named.
+    """Return the best checkpoint: by lowest held-out loss, the last one, or the one named; of one, that one.
 
     Raises:
         ConfigError: there is no held-out loss to judge by, or no checkpoint of that name.
@@ -71,6 +71,8 @@ def best_checkpoint(checkpoints: Sequence[str], held_out: dict[str, float | None
         if best not in checkpoints:
             raise ConfigError(f"distill.best {best!r} is not a checkpoint of the cache: {', '.join(checkpoints)}")
         return best
+    if len(checkpoints) == 1:
+        return checkpoints[0]
     losses = {name: loss for name, loss in held_out.items() if loss is not None}
     if len(losses) < len(checkpoints):
         raise ConfigError(
