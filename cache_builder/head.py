@@ -97,7 +97,10 @@ def input_device(model: nn.Module) -> torch.device:
     """Return where token ids go: the device on which the model's embedding runs."""
     embedding = _plain(model).get_input_embeddings()  # type: ignore[operator]
     runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return next(embedding.parameters()).device if runs_on is None else torch.device(runs_on)
+    if runs_on is not None:
+        return torch.device(runs_on)
+    weight = next(embedding.parameters())
+    return torch.device(weight.device_mesh.device_type) if _is_divided(weight) else weight.device
 
 
 def base_of(model: nn.Module) -> nn.Module:

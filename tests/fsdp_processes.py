@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from cache_builder.errors import TrainingError
 from cache_builder.prepare import Prepared
-from cache_builder.reader import open_cache
+from cache_builder.reader import Cache, open_cache
 from tests.interruption import Stop, stop_at
 from tests.toys import load_toy
 from trainer import callbacks
+from trainer.config import Experiment
 from trainer.distill import distill
 
 set_up = AcceleratorState.__init__
@@ -34,7 +35,7 @@ def set_up_with_fsdp(self: Any, *args: Any, fsdp_plugin: Any = None, **options: 
 
 
 def main(config: str, *overrides: str) -> None:
-    """Train the toy's student as `tests/test_fsdp.py` expects it."""
+    """Train the toy's students as `tests/test_fsdp.py` expects them: one for the overrides up to each "--"."""
     AcceleratorState.__init__ = set_up_with_fsdp  # type: ignore[method-assign]
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
@@ -42,7 +43,15 @@ def main(config: str, *overrides: str) -> None:
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
     }
-    experiment = load_toy(Path(config), *overrides)
+    while overrides:
+        end = overrides.index("--")
+        train(load_toy(Path(config), *overrides[:end]))
+        overrides = overrides[end + 1 :]
+    torch.distributed.destroy_process_group()
+
+
+def train(experiment: Experiment) -> None:
+    """Be refused, stopped and resumed."""
     cache, prepared = open_cache(experiment.cache_url), Prepared(experiment)
     os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
     with pytest.raises(TrainingError, match="FULL_STATE_DICT"):
@@ -56,13 +65,17 @@ def main(config: str, *overrides: str) -> None:
         cleared.append((len(moments), all(isinstance(moment, DTensor) for moment in moments)))
         clear(optimizer)
 
-    callbacks._clear_optimizer = recording_clear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "_clear_optimizer", recording_clear)
+        stop_and_resume(experiment, cache, prepared)
+    assert cleared[0][0] == 0 and all(count > 0 and sharded for count, sharded in cleared[1:]), cleared
+
+
+def stop_and_resume(experiment: Experiment, cache: Cache, prepared: Prepared) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, 20)
         distill(experiment, "scd", 0, cache, prepared)
     distill(experiment, "scd", 0, cache, prepared)
-    assert cleared[0][0] == 0 and all(count > 0 and sharded for count, sharded in cleared[1:]), cleared
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
