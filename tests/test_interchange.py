@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from cache_builder.audit import audit_cache
 from cache_builder.cli import cache as cache_command
 from cache_builder.errors import CacheMismatchError, ConfigError, DataError, MissingError
 from cache_builder.interchange.axolotl import AxolotlSource
+from cache_builder.interchange.checking import Reading
 from cache_builder.interchange.distillkit import DistillKitSource
-from cache_builder.interchange.importing import Reading, import_cache
+from cache_builder.interchange.importing import import_cache
 from cache_builder.reader import Cache, open_cache
-from cache_builder.store import LocalStore
+from cache_builder.store import LocalStore, open_store
 from cache_builder.verify import verify_cache
 from tests import foreign_rows
 from tests.caches import Teaching, files_of, make_teaching
@@ -367,6 +369,25 @@ def test_shards_are_cut_through_sequences(teacher: Teacher, tmp_path: Path, monk
         one, other = (getattr(cache.read("imported", range(SEQUENCES)), field) for cache in (whole, cut))
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(whole.losses("imported"), cut.losses("imported"))
+
+
+def test_an_import_to_an_object_store_has_the_bytes_of_a_local_one(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    source = teacher.distillkit(tmp_path / "rows", EXACT)
+    teacher.import_distillkit(source, tmp_path / "local")
+    import_cache(DistillKitSource(source, teacher.tokenizer, None), "memory://imported", teacher.tokenizer)
+    store = open_store("memory://imported")
+    assert {key: store.read(key) for key in store.sizes("")} == files_of(tmp_path / "local")
+    rows = foreign_rows.distillkit_rows(teacher.model, teacher.sequences[:1], EXACT)
+    rows[0]["input_ids"][0] = 999
+    other = write_distillkit(tmp_path / "other", rows, EXACT)
+    with pytest.raises(DataError, match="the tokenizer has 300 tokens"):
+        import_cache(DistillKitSource(other, teacher.tokenizer, None), "memory://other", teacher.tokenizer)
+    assert not list(temporary.iterdir())
 
 
 def test_a_killed_import_continues_to_the_same_bytes(teacher: Teacher, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.interchange.distillkit_codec import Codec, LegacyCodec, load_codec, unpack_bits
-from tests.foreign_rows import EXACT, LEGACY, RECOMMENDED, distillkit_token, legacy_token, pack
+from tests.foreign_rows import EXACT, LEGACY, RECOMMENDED, distillkit_token, floats, legacy_token, pack
 
 BINS = [
     {"scale_dtype": "float16", "element_bits": 8, "num_elements": 5},
@@ -43,6 +43,18 @@ def test_bytes_written_by_hand_say_what_the_format_says() -> None:
     assert (ids.tolist(), values.tolist()) == ([5, 1], [-1.0, -2.0])
     ids, values = read(Codec(**options, delta_encoding=False), bytes([0x80, 0xBF, 0x00, 0xC0]), bytes([0b10100100]))
     assert values.tolist() == [-1.0, -2.0]
+
+
+def test_residuals_written_by_hand_are_signed_and_scaled() -> None:
+    """Of one bit, 1 is plus and 0 minus a scale of one half; of three, 0 is −4 and 7 is 3 times a scale of one."""
+    bins = [
+        {"scale_dtype": "float16", "element_bits": 1, "num_elements": 3},
+        {"scale_dtype": "float32", "element_bits": 3, "num_elements": 2},
+    ]
+    codec = Codec(d=8, k=6, exact_k=0, residual_bins=bins, delta_encoding=False)
+    data = floats([0.5], "float16") + bytes([0b10100000]) + floats([1.0], "float32") + bytes([0b00011100])
+    _, values = read(codec, data, bytes(3))
+    assert values.tolist() == [0.5, -0.5, 0.5, -4.0, 3.0, 0.0]
 
 
 @pytest.mark.parametrize(

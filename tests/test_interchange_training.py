@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from cache_builder.build import teacher_checkpoints
 from cache_builder.errors import CacheMismatchError
 from cache_builder.interchange.axolotl import AxolotlSource
+from cache_builder.interchange.checking import Source
 from cache_builder.interchange.distillkit import DistillKitSource
-from cache_builder.interchange.importing import Source, import_cache
+from cache_builder.interchange.importing import import_cache
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache, open_cache
 from tests import foreign_rows

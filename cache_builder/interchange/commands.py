@@ -60,8 +60,9 @@ def import_command(
 ) -> None:
     """Read another program's top-k targets, SOURCE, as a cache of one checkpoint; continue where it was stopped."""
     from cache_builder.interchange.axolotl import AxolotlSource
+    from cache_builder.interchange.checking import Source
     from cache_builder.interchange.distillkit import DistillKitSource
-    from cache_builder.interchange.importing import Source, import_cache
+    from cache_builder.interchange.importing import import_cache
     from cache_builder.models import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)

@@ -1,17 +1,12 @@
 """Make a cache of one checkpoint from another program's rows; killed, it continues, to the same bytes.
 
-    first pass    every row is checked ─▶ CACHE.import/ (tokens, completion, ids)    nothing of the cache exists yet
-    second pass   targets ─▶ shards of the cache, as a build commits them ─▶ CACHE.import/ removed
+    checking.py   every row is checked ─▶ CACHE.import/ (tokens, completion, ids)    nothing of the cache exists yet
+    here          targets ─▶ shards of the cache, as a build commits them ─▶ CACHE.import/ removed
 
 The manifest is of version 2: it says where the targets came from and what they lack. The probe has no positions.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import fields
 
 import numpy as np
 from rich.console import Console
@@ -20,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_builder import format as names
 from cache_builder.config import CacheConfig
-from cache_builder.corpus import Corpus, store_sequences
-from cache_builder.errors import CacheMismatchError, ConfigError, DataError
+from cache_builder.corpus import Corpus
+from cache_builder.errors import CacheMismatchError, ConfigError
 from cache_builder.format import (
     CheckpointIdentity,
     CheckpointOrder,
@@ -33,59 +28,14 @@ from cache_builder.format import (
     TargetOptions,
     TokenizerIdentity,
 )
-from cache_builder.interchange.rows import SourceRow, Tail, targets_of
-from cache_builder.interchange.tables import count_rows, digest
-from cache_builder.locks import folder_lock
+from cache_builder.interchange.checking import UNKNOWN, Reading, Source, first_pass, scratch_folder
+from cache_builder.interchange.rows import Tail
+from cache_builder.interchange.tables import digest
 from cache_builder.reader import open_cache
 from cache_builder.records import Targets
-from cache_builder.stages import finish_stage, stage_result
-from cache_builder.store import LocalStore, Store, open_store
-from cache_builder.text import Encoded, tokenizer_fingerprint
+from cache_builder.store import Store, open_store
+from cache_builder.text import tokenizer_fingerprint
 from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
-
-UNKNOWN = "unknown"
-
-
-class Source(Protocol):
-    """Another program's rows."""
-
-    files: list[Path]
-
-    @property
-    def format(self) -> Literal["distillkit", "axolotl"]:
-        """Name of the program."""
-
-    @property
-    def roundoff(self) -> float:
-        """Unit roundoff of its numbers, relative."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the rows are read, as plain values."""
-
-    @property
-    def default_tail(self) -> Tail:
-        """What rows of this kind know of the mass outside their support."""
-
-    def rows(self) -> Iterator[SourceRow]:
-        """Yield every row; DataError where one is malformed."""
-
-
-@dataclass
-class Reading:
-    """How rows become targets, and what the first pass saw of them."""
-
-    vocab_size: int
-    tail: Tail
-    temperature: float
-    roundoff: float
-    top_k: int = 0
-    left_out: int = 0
-    rows: int = 0
-    rows_without_target: int = 0
-
-    def targets(self, row: SourceRow) -> Targets:
-        return targets_of(row, self.vocab_size, self.tail, self.temperature, self.roundoff)
 
 
 def import_cache(
@@ -120,76 +70,20 @@ def import_cache(
     tail = tail or (source.default_tail if temperature == 1.0 else "none")
     reading = Reading(len(tokenizer), tail, temperature, source.roundoff)
     store = open_store(url)
-    scratch = _scratch(store)
-    try:
-        with folder_lock(scratch):
-            source_sha256 = digest(source.files)
-            corpus = _first_pass(source, source_sha256, scratch, tokenizer, reading)
-            imported = Imported(
-                format=source.format,
-                source_sha256=source_sha256,
-                settings={**source.settings, "temperature": temperature},
-                tail=tail,
-                left_out=reading.left_out,
-            )
-            with store.hold((0, 1)):
-                _write(source, store, _manifest(imported, corpus, tokenizer, reading.top_k), name, corpus, reading)
-    except BaseException as error:
-        if isinstance(error, DataError) or not isinstance(store, LocalStore):
-            shutil.rmtree(scratch)
-        raise
-    open_cache(url)
-    shutil.rmtree(scratch)
+    with scratch_folder(store) as scratch:
+        source_sha256 = digest(source.files)
+        corpus = first_pass(source, source_sha256, scratch, tokenizer, reading)
+        imported = Imported(
+            format=source.format,
+            source_sha256=source_sha256,
+            settings={**source.settings, "temperature": temperature},
+            tail=tail,
+            left_out=reading.left_out,
+        )
+        with store.hold((0, 1)):
+            _write(source, store, _manifest(imported, corpus, tokenizer, reading.top_k), name, corpus, reading)
+        open_cache(url)
     return reading
-
-
-def _first_pass(
-    source: Source, source_sha256: str, folder: Path, tokenizer: PreTrainedTokenizerBase, reading: Reading
-) -> Corpus:
-    """Check every row and store its tokens; what the pass saw is kept with them."""
-    inputs = {
-        "source": source_sha256,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "settings": source.settings,
-        "tail": reading.tail,
-        "temperature": reading.temperature,
-    }
-    try:
-        result = stage_result(folder, inputs)
-    except CacheMismatchError:  # an import of something else was killed here
-        for path in folder.iterdir():
-            path.unlink()
-        result = stage_result(folder, inputs)
-    if result is None:
-        identity = {"tokenizer_fingerprint": inputs["tokenizer"], "template_fingerprint": UNKNOWN, "max_length": 0}
-        stored = store_sequences(_checked(source, reading), folder)
-        if not stored["counts"]["sequences"]:
-            raise DataError(f"{source.files[0]}: none of {reading.rows:,} rows has a target; nothing to import")
-        result = {**stored, **identity, "reading": asdict(reading)}
-        finish_stage(folder, result)
-    for field in ("top_k", "left_out", "rows", "rows_without_target"):
-        setattr(reading, field, result["reading"][field])
-    return Corpus(folder, result)
-
-
-def _checked(source: Source, reading: Reading) -> Iterator[tuple[str, Encoded]]:
-    rows = track(
-        source.rows(),
-        "checking rows",
-        total=count_rows(source.files),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not Console(stderr=True).is_terminal,
-    )
-    for row in rows:
-        reading.rows += 1
-        reading.left_out += row.left_out
-        if not row.completion[1:].any():
-            reading.rows_without_target += 1
-            continue
-        reading.targets(row)
-        reading.top_k = max(reading.top_k, row.ids.shape[1])
-        yield row.sample_id, Encoded(row.tokens.tolist(), row.completion.tolist(), truncated_tokens=0)
 
 
 def _manifest(imported: Imported, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, top_k: int) -> Manifest:
@@ -287,10 +181,3 @@ def _between(targets: Targets, start: int, end: int) -> Targets:
 
 def _joined(parts: list[Targets]) -> Targets:
     return Targets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Targets)))
-
-
-def _scratch(store: Store) -> Path:
-    """Return where the first pass is kept: beside a local cache, so that a killed import finds it; else temporary."""
-    if isinstance(store, LocalStore):
-        return store.folder.with_name(f"{store.folder.name}.import")
-    return Path(tempfile.mkdtemp(prefix="footsteps-import-"))
