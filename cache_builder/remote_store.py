@@ -5,8 +5,9 @@
                          renewed every minute; after five minutes without it its holder counts as dead
 
 A request that fails for a passing reason is repeated (`retries.py`). An object store has no lock that ends with its
-holder, so a builder killed on another machine is believed alive until its lease is over. Two builders that both think
-they hold a part still write the same bytes, each object whole.
+holder, so whoever wants the part of a builder on another machine waits until that renews its lease, which shows that it
+lives, or until the lease is over. Two builders that both think they hold a part still write the same bytes, each object
+whole.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any
 
 import fsspec
+from rich.console import Console
 
 from cache_builder.errors import (
     CacheBusyError,
@@ -134,6 +136,7 @@ class RemoteStore:
         path = self.path(f"{LOCK_FOLDER}/{name}")
         lease = {"holder": holder_name(part), "host": machine(), "process": os.getpid()}
         lease["token"] = uuid.uuid4().hex
+        seen: dict[str, Any] | None = None
         while not self._create(path, lease):
             holder = self._leases().get(name)
             if holder is None:
@@ -142,10 +145,15 @@ class RemoteStore:
                 break
             if is_over(holder):
                 self._remove(path)
-            elif wait:
-                time.sleep(POLL_SECONDS)
-            else:
+                continue
+            if seen is None and holder["host"] != machine():
+                what = f"waiting for {holder['holder']}, or, if it is dead, for the end of its lease"
+                Console(stderr=True).print(what, markup=False, highlight=False, soft_wrap=True)
+            seen = seen or holder
+            lives = holder["host"] == machine() or holder["renewed"] != seen["renewed"]
+            if lives and not wait:
                 raise CacheBusyError(busy_message(self.where(""), part, holder["holder"]))
+            time.sleep(POLL_SECONDS)
         done = threading.Event()
         renewal = threading.Thread(target=self._renew, args=(path, lease, done), daemon=True)
         renewal.start()

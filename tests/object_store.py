@@ -14,16 +14,16 @@ import pytest
 
 
 @contextmanager
-def s3_bucket() -> Iterator[str]:
-    """Yield the URL of a bucket; the environment names the server and its keys meanwhile."""
+def s3_bucket(address: str = "127.0.0.1") -> Iterator[str]:
+    """Yield the URL of a bucket; the environment names the server, at this address, and its keys meanwhile."""
     pytest.importorskip("moto", reason="needs moto[server] and s3fs: the remote extra")
     s3fs = pytest.importorskip("s3fs", reason="needs moto[server] and s3fs: the remote extra")
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((address, 0))
         port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://{address}:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
