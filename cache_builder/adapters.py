@@ -115,20 +115,19 @@ class SharedBase:
 
     def load(self, adapter: Adapter, load_base: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
         """Return the base with these adapters in it; the base is loaded only where it is not here already."""
-        if not self._in_use and not (adapter.leaves_base_alone and self._is_whole(adapter.base_location)):
+        if not (adapter.leaves_base_alone and self._is_whole(adapter.base_location)):
             self.forget()
         model = self._model
-        if model is None or self._in_use:
+        if model is None:
             model = load_base(adapter.base_location)
-            if not self._in_use and adapter.leaves_base_alone:
+            if adapter.leaves_base_alone:
                 self._model, self._location, self._fresh_logits = model, adapter.base_location, _logits(model)
         try:
             put_in(model, adapter)
         except BaseException:
-            if model is self._model:
-                self.forget()
+            self.forget()
             raise
-        self._in_use = self._in_use or model is self._model
+        self._in_use = model is self._model
         return model
 
     def take_out(self, model: PreTrainedModel) -> None:
@@ -142,8 +141,8 @@ class SharedBase:
         self.__init__()  # type: ignore[misc]
 
     def _is_whole(self, location: str) -> bool:
-        """Whether the base from `location` is here and says what it said."""
-        if self._model is None or self._fresh_logits is None or self._location != location:
+        """Whether the base from `location` is here, without adapters, and says what it said."""
+        if self._model is None or self._fresh_logits is None or self._location != location or self._in_use:
             return False
         return torch.equal(_logits(self._model), self._fresh_logits)
 

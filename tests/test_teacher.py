@@ -66,17 +66,17 @@ def differ(ours: Targets, theirs: Targets) -> bool:
     return not np.array_equal(ours.gold, theirs.gold)
 
 
-def save_adapters(base: Path, folder: Path, seed: int, **options: Any) -> Path:
-    """Save random LoRA adapters for a base, large enough to change what it says."""
+def save_adapters(base: Path, folder: Path, seed: int | None, **options: Any) -> Path:
+    """Save LoRA adapters for a base: random and large enough to change what it says, or untrained without a seed."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
         LlamaForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **{"r": 2, **options})
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed or 0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and seed is not None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
     model.save_pretrained(folder)
     return folder
@@ -163,12 +163,13 @@ def test_a_base_that_was_changed_is_not_used_again(teaching: Teaching, adapters:
     assert_same(say(teaching, adapters["second"], base), fresh)
 
 
-def test_two_teachers_at_once_have_a_base_each(teaching: Teaching, adapters: dict[str, Path]) -> None:
+def test_two_teachers_at_once_have_a_base_each(teaching: Teaching, adapters: dict[str, Path], tmp_path: Path) -> None:
+    untrained = save_adapters(teaching.folder / "step-1", tmp_path / "untrained", None, target_modules=["q_proj"])
     base = SharedBase()
-    first, second = load(teaching, adapters["first"], base), load(teaching, adapters["second"], base)
-    for teacher, name in ((first, "first"), (second, "second")):
+    teachers = [(load(teaching, folder, base), folder) for folder in (untrained, adapters["second"], untrained)]
+    for teacher, folder in teachers:
         targets = teacher.targets(teaching.corpus, 0, teaching.corpus.n_positions, OPTIONS)
-        assert_same(targets, say(teaching, adapters[name]))
+        assert_same(targets, say(teaching, folder))
         teacher.release()
 
 
