@@ -10,8 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from trainer import plots
+from trainer import plots, plots_costs, plots_runs, plots_training
 from trainer.plot_style import DARK, INK, PAPER, SERIES, STUDENT, TEACHER, plain, render, series_style
+from trainer.run_costs import Agreement, Arm, LiveTeacher
 from trainer.schedules import choose
 from trainer.subdomains import compare
 from trainer.summary import Cell, ResultRow, ResultTable
@@ -42,7 +43,7 @@ def draw_matrix(width: float) -> Figure:
 
 
 def draw_weights(width: float) -> Figure:
-    return plots.weights({name: np.linspace(0, 1, 50) for name in NAMES}, width)
+    return plots.weights({name: np.linspace(0, 1, 50) for name in NAMES}, "checkpoint", width)
 
 
 def draw_differences(width: float) -> Figure:
@@ -53,14 +54,51 @@ def draw_differences(width: float) -> Figure:
 
 def draw_losses(width: float) -> Figure:
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5}]
-    return plots.training_losses({"td": (log, [0, 1])}, width)
+    return plots_training.training_losses({"td": (log, [0, 1])}, width)
 
 
 def draw_curves(width: float) -> Figure:
-    return plots.curves({"td": [{"step": 1, "lr": 1e-3}, {"step": 2}]}, {"lr": "learning rate, no unit"}, width)
+    logs = {
+        f"method {index}": [
+            {"step": step, "lr": 1e-3 / step, "norm": 1.0 + index * step, **({"t": 0.1 * step} if index == 3 else {})}
+            for step in (1, 2, 3)
+        ]
+        for index in range(9)
+    }
+    quantities = {"lr": "learning rate, no unit", "norm": "gradient norm, no unit", "t": "TAID's t, no unit"}
+    return plots_training.curves(logs, quantities, width)
+
+
+def draw_balance(width: float) -> Figure:
+    losses = np.arange(20) / 20
+    sides = {"td": [compare(losses, losses + 0.1 * seed) for seed in (1, 2)], "cd": [compare(losses, losses - 0.3)]}
+    return plots.balance(sides, "nats", width)
+
+
+def draw_stages(width: float) -> Figure:
+    return plots_costs.stages({"teacher SFT": [400.0], "td": [10.0, 12.0]}, width)
+
+
+def draw_live(width: float) -> Figure:
+    arms = [Arm(seconds_per_step=s, rounds=[s], peak_memory_mib=100 * s) for s in (0.5, 1.5)]
+    agreement = Agreement(
+        loss_cache=1, loss_live=1, sampling_error=0, codes=0, arithmetic=0, one_sided=False, sequences=1
+    )
+    measured = LiveTeacher(
+        method="td", seed=0, checkpoint="c", steps=3, sequences_per_step=8, teacher_parameters=2, student_parameters=1,
+        device="CPU", commit="0", cache=arms[0], live=arms[1], time_ratio=3.0, agreement=agreement,
+    )  # fmt: skip
+    return plots_costs.live([measured, measured.model_copy(update={"method": "cd"})], width)
+
+
+def draw_runs(width: float) -> Figure:
+    point = plots_runs.Point(0.5, 0.4, 0.6)
+    found = {"one": {"td": point, "sft": point}, "two": {"td": plots_runs.Point(0.6)}, "three": {"cd": point}}
+    return plots_runs.runs({"triage: accuracy, ×100": found, "mean, ×100": found}, ["one", "two", "three"], width)
 
 
 DRAWINGS = [draw_scores, draw_schedule, draw_matrix, draw_weights, draw_differences, draw_losses, draw_curves]
+DRAWINGS += [draw_balance, draw_stages, draw_live, draw_runs]
 
 
 def svg_text(uri: str) -> str:
@@ -96,6 +134,40 @@ def test_a_figure_follows_the_theme_and_keeps_no_light_color_of_its_own(draw: Ca
         assert "var(--c0)" in body
         assert not any(color in body for color in DARK)
     assert svg_width(plot.narrow) == pytest.approx(3.7 * 72) and svg_width(plot.wide) == pytest.approx(9.6 * 72)
+
+
+def test_lines_that_are_alike_are_one_and_too_many_become_strips() -> None:
+    figure = draw_curves(9.6)
+    rate, norm, taid = [panel for panel in figure.axes if panel.get_xlabel() == "optimizer step"]
+    assert rate.get_title() == "the same for every method" and len(rate.get_lines()) == 1
+    (image,) = norm.images
+    np.testing.assert_allclose(image.get_array(), [[1 + index * step for step in (1, 2, 3)] for index in range(9)])
+    assert [label.get_text() for label in norm.get_yticklabels()] == [f"method {index}" for index in range(9)]
+    assert any(axes.get_ylabel() == "gradient norm, no unit" for axes in figure.axes)
+    assert [line.get_label() for line in taid.get_lines()] == ["method 3"]
+
+
+def test_a_losses_axis_is_logarithmic_only_where_the_first_ones_would_flatten_the_rest() -> None:
+    def scale(*losses: float) -> str:
+        log = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+        (panel,) = plots_training.training_losses({"td": (log, [0])}, 9.6).axes
+        return str(panel.get_yscale()) + (" said" if "log scale" in panel.get_ylabel() else "")
+
+    assert scale(6.0, 0.5, 0.4) == "log said"
+    assert scale(2.0, 1.5, 1.4) == "linear" and scale(6.0, 0.5, -0.1) == "linear"
+
+
+def test_the_balance_puts_advantage_right_deficit_left_and_the_margin_between() -> None:
+    panel = draw_balance(9.6).axes[0]
+    reach = [(round(bar.get_x() + min(bar.get_width(), 0), 9), round(abs(bar.get_width()), 9)) for bar in panel.patches]
+    assert reach == [(0, 0.15), (0, 0), (0, 0), (-0.3, 0.3)]
+    margins = [float(line.get_xdata()[0]) for line in panel.get_lines() if line.get_marker() == "D"]
+    assert margins == pytest.approx([0.15, -0.3])
+
+
+def test_rows_of_several_runs_are_merged_in_order() -> None:
+    panel = draw_runs(9.6).axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["td", "sft", "cd"]
 
 
 def test_the_same_drawing_gives_the_same_bytes() -> None:

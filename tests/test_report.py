@@ -5,16 +5,21 @@ import io
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from rich.console import Console
 from run_folder import CHECKPOINTS, METHODS, SEQUENCES, TASKS, make_run, write_losses
 
 from cache_builder.costs import CostNote
 from cache_builder.errors import MissingError
 from trainer.report import number, results_table, slugify, write_report
+from trainer.report_costs import costs_section
+from trainer.report_weights import weights_section
 from trainer.run_reader import Evaluation, Run, TaskResult, read_run
 from trainer.subdomains import compare
 from trainer.summary import difference, holm, result_table
@@ -58,8 +63,10 @@ def test_a_complete_run_has_nothing_missing_and_every_section_has_its_plots(run_
         "kl-matrix",
         "weights-before",
         "weights-after",
+        "balance",
         "differences-loss",
         "differences-score",
+        "costs",
         "training-loss",
         "training-curves",
     }
@@ -257,11 +264,128 @@ def test_several_runs_share_a_page_and_never_each_others_files(tmp_path: Path) -
     assert index == tmp_path / "report" / "index.html"
     page = index.read_text(encoding="utf-8")
     assert "The runs side by side" in page
-    assert 'id="demo-results"' in page and 'id="demo-2-results"' in page
-    assert len(read_csv(index.parent / "demo-sequences.csv")) == SEQUENCES
-    assert (index.parent / "demo-2-schedule-scd.png").is_file()
+    assert 'id="a-demo-results"' in page and 'id="b-demo-results"' in page
+    assert len(read_csv(index.parent / "a-demo-sequences.csv")) == SEQUENCES
+    assert (index.parent / "b-demo-schedule-scd.png").is_file()
     together = {(row["model"], row["task"]) for row in read_csv(index.parent / "runs.csv")}
     assert together == {(name, t) for name in ("teacher SFT", "student SFT", "td", "scd") for t in TASKS}
+
+
+def with_settings(run_dir: Path, **settings: object) -> Path:
+    """Add sections to a run's config."""
+    path = run_dir / "config.toml"
+    path.write_text(tomli_w.dumps(tomllib.loads(path.read_text()) | settings))
+    return run_dir
+
+
+def test_runs_on_the_same_data_are_compared_row_by_row_and_others_are_not(tmp_path: Path) -> None:
+    same: dict[str, object] = {"data": {"source": "demo"}, "run": {"seed": 0}}
+    tasks = {"triage": "accuracy"}
+    first = with_settings(make_run(tmp_path / "first", methods=("td", "cd"), seeds=(0,), tasks=tasks), **same)
+    worse = with_settings(make_run(tmp_path / "worse", methods=("td", "cd"), seeds=(0,), tasks=tasks), **same)
+    other = make_run(tmp_path / "other", methods=("td",), seeds=(0,), tasks={"codes": "exact_match"})
+    with_settings(other, data={"source": "snips"}, run={"seed": 0})
+    for which in ("best", "last"):
+        path = worse / "evaluate" / "td" / "seed-0" / which / "predictions.jsonl"
+        rows = [json.loads(line) | {"score": 0.0} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(other / "evaluate" / "td")
+    index = write_report([first, worse, other, worse], tmp_path / "report")
+    paired = {(row["run"], row["model"]): row for row in read_csv(index.parent / "runs_paired.csv")}
+    assert set(paired) == {("worse", name) for name in ("teacher SFT", "student SFT", "td", "cd")}
+    assert paired["worse", "td"]["verdict"] == "behind" and float(paired["worse", "td"]["high"]) < 0
+    assert paired["worse", "cd"]["verdict"] == "" and float(paired["worse", "cd"]["ahead of first, ×100"]) == 0
+    page = index.read_text(encoding="utf-8")
+    assert (index.parent / "runs.png").is_file()
+    assert "The runs share no task with the same metric" in page
+    assert "Not compared with first row by row" in page and "tasks and seed: other." in page
+    assert "other: 1 thing is missing, listed under its name" in page
+    assert page.count('class="text">td</td>') >= 2 and page.count("<article") == 3, "a run given twice is one"
+
+
+def test_a_run_without_any_score_still_stands_beside_others(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", methods=("td",), seeds=(0,))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.toml").write_text("")
+    page = write_report([empty, first], tmp_path / "report").read_text(encoding="utf-8")
+    assert "No model of this run has been evaluated yet" in page and "Not all runs have" not in page
+    fresh = write_report([empty, tmp_path / "first" / ".." / "empty"], tmp_path / "again").read_text(encoding="utf-8")
+    assert fresh.count("<article>") == 1
+
+
+def test_weights_are_those_that_training_used_where_they_were_cross_fitted(tmp_path: Path) -> None:
+    run_dir = with_settings(
+        make_run(tmp_path / "cross", methods=("td+aw",), seeds=(0,)),
+        distill={"methods": ["td+aw"], "seeds": [0], "aw_source": "crossfit"},
+    )
+    assert any("cross-fitted losses of the student" in note for note in read_run(run_dir).missing)
+    write_losses(run_dir / "crossfit/student/losses/student.safetensors", np.full(SEQUENCES, 2.0))
+    for name in CHECKPOINTS:
+        write_losses(run_dir / f"crossfit/teacher/losses/{name}.safetensors", np.full(SEQUENCES, 1.0))
+    section = weights_section(read_run(run_dir))
+    (table,) = section.tables
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [row for row in rows if row["when"] == "cross-fitted"]
+    assert [row["checkpoint"] for row in rows] == list(CHECKPOINTS)
+    assert all(row["mean w"] == pytest.approx(2 / 3) and row["TFS share"] == 1 for row in rows)
+    assert "judged by models that were fine-tuned on the other half of the data." in section.plots[0].caption
+    (run_dir / f"crossfit/teacher/losses/{CHECKPOINTS[0]}.safetensors").unlink()
+    assert read_run(run_dir).aw_losses is None
+
+
+def live_teacher(method: str, difference: float) -> dict[str, object]:
+    arm = {"seconds_per_step": 0.5, "rounds": [0.5], "peak_memory_mib": 100.0}
+    agreement = {"loss_cache": 1.0 + difference, "loss_live": 1.0, "sampling_error": 0.01, "codes": 0.0}
+    agreement |= {"arithmetic": 0.0, "one_sided": False, "sequences": 96}
+    return {
+        "method": method, "seed": 0, "checkpoint": CHECKPOINTS[0], "steps": 12, "sequences_per_step": 8,
+        "teacher_parameters": 12_000_000, "student_parameters": 3_100_000, "device": "<script>GPU</script>",
+        "commit": "abc", "cache": arm, "live": {**arm, "seconds_per_step": 1.5}, "time_ratio": 3.0,
+        "agreement": agreement,
+    }  # fmt: skip
+
+
+def test_a_live_teacher_is_shown_where_it_was_measured_and_asked_for_where_not(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "live", methods=("td",), seeds=(0,))
+    (_, note) = costs_section(read_run(run_dir)).notes
+    assert "not measured for this run" in note and "python -m tools.live_teacher RUN" in note
+    measured = [live_teacher("td", 0.03), live_teacher("cd", 0.05)]
+    (run_dir / "live_teacher.json").write_text(json.dumps({"measurements": measured}))
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    assert "not measured for this run" not in page and "<script>GPU" not in page
+    rows = read_csv(run_dir / "report" / "live_teacher.csv")
+    assert [(row["method"], row["within"], row["time, live ÷ cache"]) for row in rows] == [
+        ("td", "yes", "3.0"),
+        ("cd", "no", "3.0"),
+    ]
+    assert page.count("It is MORE than that") == 1
+    assert (run_dir / "report" / "live-teacher.png").is_file()
+    (run_dir / "live_teacher.json").write_text('{"measurements": [{"method": "<script>"}]}')
+    run = read_run(run_dir)
+    assert run.live_teachers == [] and any("live_teacher.json cannot be used" in note for note in run.missing)
+
+
+def test_building_the_cache_has_its_time_and_memory_in_the_report(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "built", methods=("td",), seeds=(0,))
+    assert f"no note of the build of {', '.join(CHECKPOINTS)}" in costs_section(read_run(run_dir)).notes[0]
+    cache = read_run(run_dir).cache
+    assert cache is not None
+    for name, positions in zip(CHECKPOINTS, (cache.n_positions, cache.n_positions + 63, 63, 0), strict=True):
+        if positions:
+            note = CostNote(run_dir, name, cache.fingerprint, (0, 1), Console(file=io.StringIO()))
+            note.add(positions, finished=True)
+    section = costs_section(read_run(run_dir))
+    table = next(table for table in section.tables if table.name == "build")
+    rows: list[dict[str, Any]] = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["checkpoint"] for row in rows] == [*CHECKPOINTS[:3], "in total"]
+    assert rows[-1]["positions captured"] == 2 * cache.n_positions + 126
+    assert rows[-1]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:-1]))
+    assert all(row["peak memory, MiB"] > 10 for row in rows)
+    lacking, again, partly, _ = section.notes
+    assert f"no note of the build of {CHECKPOINTS[3]}:" in lacking
+    assert again.startswith(f"{CHECKPOINTS[1]}: {cache.n_positions + 63:,} positions were captured")
+    assert f"The notes cover only a part of {CHECKPOINTS[2]}:" in partly
 
 
 def test_an_answer_with_a_line_separator_costs_no_prediction(tmp_path: Path) -> None:

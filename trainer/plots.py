@@ -5,7 +5,7 @@ schedule      both terms of every checkpoint at every stage, the choice  (Fig. 3
 kl_matrix     mean KL between every two checkpoints on the probe         (Fig. 3)
 weights       distribution of AW, one row per checkpoint or method       (Fig. 4)
 differences   teacher − student, sorted, with the area on each side      (Fig. 5)
-losses, curves, learning over steps
+balance       both areas per method, and by how much one exceeds the other   (Theorem 4)
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from trainer.plot_style import GRID, INK, MUTED, PAPER, STUDENT, TEACHER, grid_of, is_narrow, plain, series_style
+from trainer.plot_style import GRID, INK, MUTED, PAPER, STUDENT, TEACHER, grid_of, is_narrow, plain
 from trainer.schedules import StageChoice
 from trainer.subdomains import Subdomains
 from trainer.summary import ResultTable
@@ -59,6 +59,8 @@ def scores(table: ResultTable, width: float) -> Figure:
         panel.set_ylim(-0.6, len(rows) - 0.4)
         panel.grid(axis="y", visible=False)
         panel.set_title(plain(task))
+        if shown:
+            panel.set_ylabel("model")
         panel.set_xlabel(plain(f"{metric}, ×100"))
         panel.xaxis.set_major_locator(MaxNLocator(5))
     return figure
@@ -131,8 +133,11 @@ def kl_matrix(checkpoints: Sequence[str], kl_NN: np.ndarray, width: float) -> Fi
     return figure
 
 
-def weights(rows: Mapping[str, np.ndarray], width: float) -> Figure:
-    """Draw the distribution of adaptive weights, a ridge per entry, with the share on each side (Fig. 4)."""
+def weights(rows: Mapping[str, np.ndarray], what: str, width: float) -> Figure:
+    """Draw the distribution of adaptive weights, a ridge per entry, with the share on each side (Fig. 4).
+
+    `what` says what an entry is: a checkpoint, a method.
+    """
     figure = Figure(figsize=(width, 1.2 + 0.62 * len(rows)), layout="constrained")
     panel = figure.subplots()
     middle = len(BINS) // 2
@@ -162,6 +167,7 @@ def weights(rows: Mapping[str, np.ndarray], width: float) -> Figure:
     panel.set_ylim(0, len(rows))
     panel.grid(axis="y", visible=False)
     panel.spines["left"].set_visible(False)
+    panel.set_ylabel(f"{what}; height: share of sequences" if len(rows) > 2 else what)
     panel.set_xlabel(
         "w = L_S / (L_S + L_T): weight of the teacher"
         if is_narrow(width)
@@ -205,58 +211,13 @@ def differences(rows: Mapping[str, tuple[np.ndarray, Subdomains]], unit: str, xl
         )
         panel.set_title(plain(name, 26), size="medium")
         panel.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
         panel.set_xlim(0, 1)
         if index % columns == 0:
             panel.set_ylabel(unit)
         if index >= len(rows) - columns:
             panel.set_xlabel(xlabel)
     return figure
-
-
-def training_losses(logs: Mapping[str, tuple[list[dict[str, Any]], list[int]]], width: float) -> Figure:
-    """Draw training and validation loss over steps, one panel per method, a band for every other stage."""
-    figure, panels = grid_of(len(logs), width, 2.1, columns=3)
-    for panel, (name, (log, first_steps)) in zip(panels, logs.items(), strict=True):
-        step, loss = logged(log, "loss")
-        _bands(panel, first_steps, max((entry.get("step", 0) for entry in log), default=1))
-        panel.plot(step, loss, color=STUDENT, label="training")
-        step, loss = logged(log, "eval_loss")
-        if len(step):
-            panel.plot(step, loss, color=TEACHER, marker="s", linestyle="--", linewidth=1, label="validation")
-        panel.set_title(plain(name, 26), size="medium")
-        panel.set_xlabel("optimizer step")
-        panel.set_ylabel("loss, nats")
-        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=2)
-    return figure
-
-
-def curves(logs: Mapping[str, list[dict[str, Any]]], quantities: Mapping[str, str], width: float) -> Figure:
-    """Draw logged quantities over steps, a panel per quantity (key → axis label), a line per method."""
-    figure, panels = grid_of(len(quantities), width, 2.4, columns=2)
-    for panel, (key, label) in zip(panels, quantities.items(), strict=True):
-        for index, (name, log) in enumerate(logs.items()):
-            step, value = logged(log, key)
-            if len(step):
-                style: dict[str, Any] = dict(series_style(index))
-                panel.plot(step, value, label=plain(name, 20), markevery=max(1, len(step) // 6), **style)
-        panel.set_xlabel("optimizer step")
-        panel.set_ylabel(label)
-        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    lines = {str(line.get_label()): line for panel in panels for line in panel.get_lines()}
-    figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=3 if is_narrow(width) else 6)
-    return figure
-
-
-def logged(log: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps and values of the entries that have `key`."""
-    pairs = [
-        (entry["step"], entry[key]) for entry in log if "step" in entry and isinstance(entry.get(key), int | float)
-    ]
-    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(steps), np.array(values, dtype=np.float64)
 
 
 def _fit_tails(panel: Axes, ordered: np.ndarray) -> None:
@@ -268,8 +229,40 @@ def _fit_tails(panel: Axes, ordered: np.ndarray) -> None:
     panel.set_ylim(min(low, shared_low), max(high, shared_high))
 
 
-def _bands(panel: Axes, first_steps: Sequence[int], last_step: int) -> None:
-    for index, first in enumerate(first_steps):
-        if index % 2:
-            until = first_steps[index + 1] if index + 1 < len(first_steps) else last_step
-            panel.axvspan(first, until, color=GRID, alpha=0.6, linewidth=0)
+def balance(rows: Mapping[str, Sequence[Subdomains]], unit: str, width: float) -> Figure:
+    """Draw each student's SFS advantage to the right, its TFS deficit to the left, and their difference (Theorem 4).
+
+    Bars are means over seeds; the diamond is the mean margin, a dot each seed's.
+    """
+    figure = Figure(figsize=(width, 1.15 + 0.34 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    bars: dict[str, Any] = {"height": 0.6, "edgecolor": PAPER, "linewidth": 0.5}
+    for y, parts in enumerate(rows.values()):
+        advantage, deficit, margin = (
+            float(np.mean([getattr(part, name) for part in parts])) for name in ("advantage", "deficit", "margin")
+        )
+        labels = ("student ahead (SFS advantage)", "teacher ahead (TFS deficit)", "margin") if not y else (None,) * 3
+        panel.barh(y, advantage, color=STUDENT, label=labels[0], **bars)
+        panel.barh(y, -deficit, color=TEACHER, label=labels[1], hatch="////", **bars)
+        if len(parts) > 1:
+            panel.plot([part.margin for part in parts], [y] * len(parts), ".", color=INK, markersize=4)
+        panel.plot(margin, y, "D", color=INK, markerfacecolor=PAPER, markersize=6, label=labels[2], linestyle="none")
+        panel.annotate(
+            f"{margin:+.3g}".replace("-", "−"),
+            (max(advantage, margin), y),
+            (6, 0),
+            textcoords="offset points",
+            color=INK,
+            va="center",
+            size="small",
+        )
+    panel.axvline(0, color=MUTED, linewidth=0.9)
+    panel.set_yticks(range(len(rows)), [plain(name, 22) for name in rows])
+    panel.invert_yaxis()
+    panel.margins(x=0.12)
+    panel.grid(axis="y", visible=False)
+    panel.set_xlabel(f"{unit} per sequence" if is_narrow(width) else f"{unit} per training sequence, mean over all")
+    panel.set_ylabel("student")
+    handles, names = panel.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=1 if is_narrow(width) else 3)
+    return figure

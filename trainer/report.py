@@ -19,8 +19,9 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_builder.errors import MissingError
-from trainer.report_overview import report_of, runs_table
+from trainer.report_overview import report_of
 from trainer.report_parts import DataTable, size
+from trainer.report_runs import runs_part
 from trainer.run_reader import read_run
 from trainer.summary import result_table
 from trainer.terminal_table import TerminalTable
@@ -32,20 +33,25 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Path:
     """Write the report of one run, or of several side by side, and return the path of its page.
 
-    `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share.
+    `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share. A folder that
+    is given twice counts once, and runs whose folders have the same name are told apart by the folders above.
 
     Raises:
         MissingError: a folder is not a run folder, or none is given.
     """
     if not run_dirs:
         raise MissingError("no run folder was given; name at least one")
-    folders = [Path(folder) for folder in run_dirs]
+    folders = list({Path(folder).resolve(): Path(folder) for folder in run_dirs}.values())
     runs = [read_run(folder) for folder in folders]
     if output_dir is None:
         output_dir = folders[0] / "report" if len(folders) == 1 else _shared_parent(folders) / "report"
     output_dir.mkdir(parents=True, exist_ok=True)
-    slugs = _slugs([run.name for run in runs])
-    reports = [report_of(run, slug, tomli_w.dumps(run.config)) for run, slug in zip(runs, slugs, strict=True)]
+    names = _names(folders)
+    reports = [
+        report_of(run, name, slug, tomli_w.dumps(run.config))
+        for run, name, slug in zip(runs, names, _slugs(names), strict=True)
+    ]
+    together = runs_part(runs, reports) if len(reports) > 1 else None
     for report in reports:
         prefix = f"{report.slug}-" if len(reports) > 1 else ""
         for section in report.sections:
@@ -53,10 +59,13 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
                 _write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
         for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
             write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
-    if len(reports) > 1:
-        write_csv(output_dir / "runs.csv", runs_table(reports))
+    if together is not None:
+        for figure in together.figures:
+            _write_bytes(output_dir / f"{slugify(figure.plot.name)}.png", figure.plot.png)
+        for table in together.tables:
+            write_csv(output_dir / f"{slugify(table.name)}.csv", table)
     page = output_dir / "index.html"
-    write_page(page, "report.html.jinja", reports=reports, shown_rows=SHOWN_ROWS)
+    write_page(page, "report.html.jinja", reports=reports, together=together, shown_rows=SHOWN_ROWS)
     return page
 
 
@@ -129,6 +138,17 @@ def _slugs(names: Sequence[str]) -> list[str]:
             slug, count = f"{slugify(name)}-{count}", count + 1
         slugs.append(slug)
     return slugs
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return each folder's name, with as many of the folders above it as tell it from the others of that name."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        same = [other for other in parts if other != own]
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in same))
+        names.append("/".join(part.strip("/") for part in own[-length:]))
+    return names
 
 
 def _shared_parent(folders: Sequence[Path]) -> Path:

@@ -3,24 +3,24 @@
 Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from trainer.report_costs import costs_section
 from trainer.report_parts import DataTable, RunReport, size
 from trainer.report_schedule import schedule_section
 from trainer.report_scores import result_rows, scores_section
-from trainer.report_subdomains import subdomains_section, weights_section
+from trainer.report_subdomains import subdomains_section
 from trainer.report_training import cache_section, training_section
+from trainer.report_weights import weights_section
 from trainer.run_reader import Run
 from trainer.summary import LABELS, ResultTable, result_table
 
 
-def report_of(run: Run, slug: str, settings: str) -> RunReport:
-    """Build every part of one run's report."""
+def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
+    """Build every part of one run's report; `name` tells it from others, `slug` is it as a file name."""
     results, last = result_table(run), result_table(run, which="last")
     return RunReport(
-        name=run.name,
+        name=name,
         slug=slug,
         results=results,
         last=last,
@@ -32,6 +32,7 @@ def report_of(run: Run, slug: str, settings: str) -> RunReport:
             weights_section(run),
             subdomains_section(run, results),
             training_section(run),
+            costs_section(run),
             cache_section(run),
         ],
         tables=[result_rows(results, last), *_sequence_losses(run)],
@@ -60,34 +61,6 @@ def verdict(results: ResultTable) -> str:
         if above
         else "No student is significantly above the teacher on any task."
     )
-
-
-def runs_table(reports: Sequence[RunReport]) -> DataTable:
-    """Return every model of every run on every task, a line each, for comparisons that span runs."""
-    rows: list[list[object]] = [
-        [
-            report.name,
-            row.label,
-            len(row.seeds) or 1,
-            task,
-            report.results.tasks[task],
-            cell.mean,
-            cell.std,
-            cell.low,
-            cell.high,
-            cell.rows,
-            cell.mark,
-            row.parameters,
-            row.bytes,
-            row.tokens_per_second,
-        ]
-        for report in reports
-        for row in report.results.rows
-        for task, cell in row.cells.items()
-    ]
-    columns = ["run", "model", "seeds", "task", "metric", "mean", "std over seeds", "low", "high", "rows"]
-    columns += ["against teacher", "parameters", "bytes", "tokens per second"]
-    return DataTable("runs", "The runs side by side", columns, rows, shown=False)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

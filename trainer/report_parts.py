@@ -3,11 +3,12 @@
 A section whose data are missing is kept, with a sentence that says so.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from trainer.plot_style import Plot
+from trainer.run_reader import Distilled
 from trainer.summary import ResultTable
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ class Section:
     plots: list[Figured] = field(default_factory=list)
     tables: list[DataTable] = field(default_factory=list)
     absent: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """Sentences below the figures."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,19 @@ def extended(section: Section, *figures: Figured, tables: list[DataTable] | None
 
 def absent(section: Section, reason: str) -> Section:
     return replace(section, absent=reason, tables=[table for table in section.tables if table.rows])
+
+
+def first_seeds(distilled: Sequence[Distilled]) -> str:
+    """Say which seed the figures show of each method, where there are several."""
+    first = first_per_name((d.method, d.seed) for d in distilled)
+    if len({d.seed for d in distilled}) < 2:
+        return ""
+    seeds = sorted(set(first.values()))
+    return (
+        f" Of each method seed {seeds[0]}; the CSV file has all."
+        if len(seeds) == 1
+        else (" Of each method one seed: " + ", ".join(f"{name} {seed}" for name, seed in first.items()) + ".")
+    )
 
 
 def first_per_name(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:

@@ -5,7 +5,7 @@ from functools import partial
 from trainer import plots
 from trainer.plot_style import render
 from trainer.report_parts import DataTable, Figured, Section, absent, extended
-from trainer.run_reader import Run
+from trainer.run_reader import Distilled, Run
 
 
 def schedule_section(run: Run) -> Section:
@@ -39,11 +39,7 @@ def schedule_section(run: Run) -> Section:
         if distilled.method in drawn or not stages or not all(stage.quality for stage in stages):
             continue
         drawn.add(distilled.method)
-        choices = "; ".join(
-            f"seed {other.seed}: {' → '.join(stage.choice or '–' for stage in other.stages)}"
-            for other in run.distilled
-            if other.method == distilled.method
-        )
+        choices = _choices([other for other in run.distilled if other.method == distilled.method])
         figures.append(
             Figured(
                 render(f"schedule-{distilled.method}", partial(plots.schedule, stages, metric)),
@@ -90,3 +86,14 @@ def schedule_section(run: Run) -> Section:
     else:
         section = extended(section, *figures, tables=[table])
     return section if drawn else absent(section, "No scheduled method (scd, scd+aw) has left its plan with terms.")
+
+
+def _choices(distilled: list[Distilled]) -> str:
+    """Say who taught, stage by stage; seeds with the same teachers are named together."""
+    seeds: dict[str, list[int]] = {}
+    for each in distilled:
+        seeds.setdefault(" → ".join(stage.choice or "–" for stage in each.stages), []).append(each.seed)
+    return "; ".join(
+        f"{'seed' if len(found) == 1 else 'seeds'} {', '.join(map(str, found))}: {taught}"
+        for taught, found in seeds.items()
+    )

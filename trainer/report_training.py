@@ -1,13 +1,10 @@
 """The report's training curves, and the teacher's checkpoints with their cache."""
 
-from typing import Any
-
-from trainer import plots
+from trainer import plots_training
 from trainer.cache_view import CacheView
 from trainer.plot_style import render
-from trainer.report_parts import DataTable, Figured, Section, absent, extended, first_per_name
+from trainer.report_parts import DataTable, Figured, Section, absent, extended, first_per_name, first_seeds
 from trainer.run_reader import Distilled, Run
-from trainer.summary import LABELS
 
 TRAINING_QUANTITIES = {
     "learning_rate": "learning rate, no unit",
@@ -34,30 +31,32 @@ def training_section(run: Run) -> Section:
     curves = {name: (d.log, _first_steps(d)) for name, d in first.items()}
     figures = [
         Figured(
-            render("training-loss", lambda width: plots.training_losses(curves, width)),
+            render("training-loss", lambda width: plots_training.training_losses(curves, width)),
             "Training and validation loss over steps, one panel per method",
-            "Training loss as logged, and the validation loss where it was evaluated. A rise right after a border is "
-            "the fresh optimizer and the new teacher.",
+            "Training: the loss as logged, its divergence included. Validation: cross-entropy of the true tokens, nats "
+            "per position, where it was evaluated. A rise right after a border is the fresh optimizer and the new "
+            f"teacher.{first_seeds(logged)}",
         )
     ]
     logs = {name: d.log for name, d in first.items()}
     quantities = {
         key: label
         for key, label in TRAINING_QUANTITIES.items()
-        if any(len(plots.logged(log, key)[0]) for log in logs.values())
+        if any(len(plots_training.logged(log, key)[0]) for log in logs.values())
     }
     if quantities:
         figures.append(
             Figured(
-                render("training-curves", lambda width: plots.curves(logs, quantities, width)),
+                render("training-curves", lambda width: plots_training.curves(logs, quantities, width)),
                 "Learning rate, TAID's t, mean weight and gradient norm over steps",
-                "What else was logged: " + ", ".join(label.partition(",")[0] for label in quantities.values()) + ".",
+                "What else was logged: " + ", ".join(label.partition(",")[0] for label in quantities.values()) + ". "
+                "Where more than six methods differ, each is a strip whose color is the value." + first_seeds(logged),
             )
         )
     keys = list(dict.fromkeys(key for d in logged for entry in d.log for key in entry))
     rows = [[d.method, d.seed, *(entry.get(key) for key in keys)] for d in logged for entry in d.log]
     table = DataTable("training_log", "The training log", ["method", "seed", *keys], rows, shown=False)
-    return extended(section, *figures, tables=[_times(run), table])
+    return extended(section, *figures, tables=[table])
 
 
 def cache_section(run: Run) -> Section:
@@ -103,41 +102,6 @@ def cache_section(run: Run) -> Section:
             )
         ],
     )
-
-
-def _times(run: Run) -> DataTable:
-    """Every training that the run has a log of, the two fine-tunings first, with what judging its model took."""
-    trainings: list[tuple[str, int | None, list[dict[str, Any]], str]] = [
-        (LABELS[model], None, log, model) for model, log in run.sft_logs.items()
-    ]
-    trainings += [(d.method, d.seed, d.log, f"{d.method}/seed-{d.seed}/best") for d in run.distilled]
-    rows: list[list[object]] = []
-    for name, seed, log, model in trainings:
-        last = next((entry for entry in reversed(log) if "train_runtime" in entry), None)
-        if last:
-            evaluation = run.evaluation(model)
-            judging = evaluation.seconds if evaluation else None
-            rows.append(
-                [
-                    name,
-                    seed,
-                    last.get("step"),
-                    last["train_runtime"],
-                    last.get("train_steps_per_second"),
-                    last.get("peak_memory_mib"),
-                    judging,
-                ]
-            )
-    columns = [
-        "model",
-        "seed",
-        "steps",
-        "training, seconds",
-        "steps per second",
-        "peak memory, MiB",
-        "answering the test set, seconds",
-    ]
-    return DataTable("times", "Time and memory of each training", columns, rows, unfolded=True)
 
 
 def _per_position(cache: CacheView, name: str) -> float | None:
