@@ -59,10 +59,15 @@ class ArraySize:
     @property
     def max_bytes(self) -> int:
         """Upper bound of what lies on disk, ledger entries included."""
+        return self.max_shard_bytes + METADATA_BYTES + self.ledger_bytes
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """Upper bound of its shards."""
         padded = PADDED_ROW_BYTES * self.planes if self.entries % self.chunk else 0
         data = self.raw_bytes + self.raw_bytes // 256 + padded + self.chunks * (CHUNK_OVERHEAD_BYTES + CRC_BYTES)
         index = self.shards * (self.shard // self.chunk * INDEX_BYTES + CRC_BYTES)
-        return data + index + METADATA_BYTES + self.ledger_bytes
+        return data + index
 
     @property
     def ledger_bytes(self) -> int:

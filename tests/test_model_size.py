@@ -53,6 +53,23 @@ def test_a_forward_pass_has_the_operations_of_the_formula(folder: Path) -> None:
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3"])
+def test_tables_that_are_only_looked_up_are_parameters_but_no_operations(family: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": family == "gemma2"}
+    if family == "gpt2":
+        sizes = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    AutoConfig.for_model(family, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes).save_pretrained(tmp_path)
+    model, size = load(tmp_path)
+    ids = batch(8)["input_ids"]
+    with torch.no_grad():
+        counted = count(lambda: model(input_ids=ids))
+    assert counted == pytest.approx(
+        size.body_flops(ROWS * TOKENS, TOKENS) + size.head_flops(ROWS * TOKENS), rel=TOLERANCE
+    )
+    assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("positions", [4, 39])
 def test_a_capture_has_the_head_at_positions_only(positions: int) -> None:
     model, size = load(MODELS[0])

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from trainer.hardware import Hardware
 from trainer.measured import Measured
 from trainer.model_size import ModelSize
-from trainer.workload import Training, Workload
+from trainer.workload import DTYPE_BYTES, Training, Workload
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ACTIVATION_BYTES = 17
 """Per token, layer, hidden unit and byte of the number type, kept for a backward pass (Korthikanti et al., 2205.05198:
 34 in 16 bits, without the attention's square, which fused kernels do not keep)."""
@@ -130,17 +129,19 @@ class Planner:
             self.teacher, work.corpus.held_out_tokens, work.corpus.held_out_positions
         )
         written = size.checkpoints * self.checkpoint_bytes
-        loads = size.checkpoints + min(self.hardware.gpus, size.checkpoints * size.records.shards)
+        builders = max(1, self.hardware.gpus // work.teacher_gpus)
+        loads = size.checkpoints + min(builders, size.checkpoints * size.records.shards)
+        weights = self.teacher.parameters * DTYPE_BYTES[work.teacher_dtype]
         return Stage(
             "cache build",
             f"{size.checkpoints} × {size.positions:.3g} positions",
             flops,
             beside={
                 "compute": self.device_seconds(flops, self.hardware.mfu_forward),
-                "encoding": size.checkpoints * size.positions / self.measured["write_rate"] / self.hardware.gpus,
+                "encoding": size.checkpoints * size.positions / self.measured["write_rate"] / builders,
                 "write bandwidth": written / self.hardware.bandwidth,
             },
-            after={"loading weights": loads * self.weights(self.teacher, work.teacher_dtype) / self.hardware.bandwidth},
+            after={"loading weights": loads * weights / self.hardware.bandwidth},
             gpus=self.hardware.gpus,
         )
 
@@ -237,32 +238,41 @@ class Planner:
         return Stage(name, what, count * (steps + read_only), beside, after, self.hardware.gpus)
 
     def memory(self) -> list[Memory]:
-        """Peaks per GPU, unsharded."""
-        work = self.workload
-        teacher, student = self.teacher, self.student
-        width = 2 if work.distill.half else DTYPE_BYTES[work.student_dtype]
-        tokens = work.distill.micro_batch * work.max_length
-        states = {
-            "weights": self.weights(student, work.student_dtype),
-            "gradients": 0.0 if work.distill.lora else self.weights(student, work.student_dtype),
-            "Adam": 0.0 if work.distill.lora else 2 * self.weights(student, work.student_dtype),
-        }
-        kept = ACTIVATION_BYTES * width * tokens * student.hidden * student.layers
-        if work.distill.gradient_checkpointing:
-            kept = width * tokens * student.hidden * (student.layers + ACTIVATION_BYTES)
-        logits = {"logits": 4.0 * LOGIT_CHUNK * student.vocabulary + 4.0 * student.head}
-        ours = {**states, "activations": kept, **logits}
-        teacher_weights = self.weights(teacher, work.teacher_dtype)
-        captured = {
-            "weights": teacher_weights,
+        """Peaks per GPU; training is not sharded here."""
+        work, teacher = self.workload, self.teacher
+        teacher_weights = teacher.parameters * work.teacher_parameter_bytes
+        built = {
+            "weights": teacher_weights / work.teacher_gpus,
             "activations": 4.0 * DTYPE_BYTES[work.teacher_dtype] * work.batch_tokens * teacher.hidden,
             "logits": 4.0 * LOGIT_CHUNK * teacher.vocabulary,
         }
-        return [
-            Memory("cache build", captured),
-            Memory("student", ours),
-            Memory("student, online", {"teacher": teacher_weights, **ours}),
+        student = self.training_memory(self.student, work.student_dtype, work.distill)
+        found = [
+            Memory("cache build", built),
+            Memory("student", student),
+            Memory("student, online", {"teacher": teacher_weights, **student}),
         ]
+        if work.teacher_sft is not None:
+            tuned = self.training_memory(teacher, work.teacher_dtype, work.teacher_sft)
+            found.insert(0, Memory("sft teacher", tuned))
+        return found
+
+    def training_memory(self, model: ModelSize, dtype: str, plan: Training) -> dict[str, float]:
+        """Weights, what is kept for each of them, and what is kept of a micro-batch."""
+        width = 2 if plan.half else DTYPE_BYTES[dtype]
+        tokens = plan.micro_batch * self.workload.max_length
+        weights = float(model.parameters * DTYPE_BYTES[dtype])
+        trained = 0.0 if plan.lora else weights
+        kept = ACTIVATION_BYTES * model.layers
+        if plan.gradient_checkpointing:
+            kept = model.layers + ACTIVATION_BYTES
+        return {
+            "weights": weights,
+            "gradients": trained,
+            "Adam": 2 * trained,
+            "activations": float(width * tokens * model.hidden * kept),
+            "logits": 4.0 * LOGIT_CHUNK * model.vocabulary + (0.0 if plan.lora else 4.0 * model.head),
+        }
 
     def chunks_met(self, readers: int) -> float:
         """Return the share of all chunks in which one of so many readers has a row, in one epoch.
@@ -280,7 +290,3 @@ class Planner:
 
     def device_seconds(self, flops: float, mfu: float) -> float:
         return flops / (self.hardware.gpus * self.hardware.gpu_flops * mfu)
-
-    @staticmethod
-    def weights(model: ModelSize, dtype: str) -> float:
-        return float(model.parameters * DTYPE_BYTES[dtype])

@@ -24,7 +24,13 @@ from trainer.model_size import ModelSize
 from trainer.units import format_bytes, format_count, format_money, format_seconds, format_short
 from trainer.workload import Workload
 
-MANY_SHARDS, MANY_SEQUENCES = 100_000, 100_000_000
+MANY_SHARDS = 100_000
+REMEDIES = {
+    "sft teacher": "gradient_checkpointing, smaller batches, or configs/accelerate-fsdp2.yaml",
+    "cache build": "teacher.device_map, teacher.tensor_parallel or teacher.quantization",
+    "student": "smaller batches, gradient_checkpointing, or configs/accelerate-fsdp2.yaml",
+    "student, online": "teacher and student would have to be spread over several",
+}
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,8 @@ def notes(plan: Plan) -> list[str]:
     said = []
     for memory in plan.estimate.memory:
         if memory.total > hardware.gpu_memory:
-            said.append(
-                f"{memory.name}: {format_bytes(memory.total)} do not fit a GPU of {format_bytes(hardware.gpu_memory)}; "
-                "spread it over several, or make batches smaller"
-            )
+            needs = f"{format_bytes(memory.total)} do not fit a GPU of {format_bytes(hardware.gpu_memory)}"
+            said.append(f"{memory.name}: {needs}; {REMEDIES[memory.name]}")
     shard, chunk = recommended_layout(size.positions)
     if (shard, chunk) > (size.shard_positions, size.chunk_positions):
         said.append(
@@ -147,8 +151,6 @@ def notes(plan: Plan) -> list[str]:
             f"a builder that continues reads {size.records.shards:,} small files of each checkpoint, {wait} on a local "
             "disk"
         )
-    if size.positions and size.positions < size.chunk_positions:
-        said.append("the corpus is smaller than one chunk, so its cache is a single small file per checkpoint")
     return said
 
 

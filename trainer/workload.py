@@ -17,6 +17,9 @@ from trainer.lora import StudentConfig
 from trainer.measured import Measured
 from trainer.methods import get_method
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTISED_BYTES: dict[str | None, float] = {"8bit": 1.0, "4bit": 0.5}
+"""Of a parameter; scales and what stays unquantised are not counted."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes of English text per token: a rule of thumb, used only until the corpus is tokenised."""
 
@@ -67,6 +70,10 @@ class Workload:
     corpus: CorpusSize
     max_length: int
     teacher_dtype: str
+    teacher_parameter_bytes: float
+    """As the cache's builder holds them, quantised or not."""
+    teacher_gpus: int
+    """That share one checkpoint while the cache is built."""
     student_dtype: str
     teacher_sft: Training | None
     """None where the checkpoints are given."""
@@ -184,6 +191,10 @@ def workload(
         corpus=corpus,
         max_length=text.max_length,
         teacher_dtype=experiment.teacher.dtype,
+        teacher_parameter_bytes=QUANTISED_BYTES.get(
+            experiment.teacher.quantization, DTYPE_BYTES[experiment.teacher.dtype]
+        ),
+        teacher_gpus=experiment.teacher.tensor_parallel,
         student_dtype=experiment.student.dtype,
         teacher_sft=training(experiment.sft.teacher, experiment.sft.teacher.num_train_epochs) if fine_tuned else None,
         student_sft=training(experiment.sft.student, experiment.sft.student.num_train_epochs, experiment.student)
