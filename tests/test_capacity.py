@@ -262,6 +262,20 @@ def test_the_padding_of_a_tokenised_corpus_is_that_of_its_batches_in_training_or
     assert size.attention_length == pytest.approx((lengths**2).sum() / lengths.sum())
 
 
+def test_a_student_is_its_steps_and_one_pass_for_its_losses() -> None:
+    """A head that was measured cheaper than a stock one still has its operations; what is dearer counts as measured."""
+    found = make_plan(read_experiment(None, ("data.validation_fraction=0.0",), SIZES), dict(SIZES), from_config=False)
+    for factor in (0.5, 1.5):
+        constants = dict(found.measured.constants)
+        constants["distil_head_factor"] = replace(constants["distil_head_factor"], value=factor)
+        measured = replace(found.measured, constants=constants)
+        student = estimate(found.workload, found.teacher, found.student, Hardware(), measured).stages[-1]
+        body = found.student.body_flops(2e9, 512)
+        head = found.student.head_flops(1e9)
+        steps = 5 * 2 * 3 * (body + max(1.0, factor) * head)
+        assert student.flops == pytest.approx(steps + body + measured["capture_head_factor"] * head)
+
+
 def test_padding_is_computed_and_costs_time() -> None:
     found = make_plan(read_experiment(None, (), SIZES), dict(SIZES))
     padded = replace(found.workload, corpus=replace(found.workload.corpus, padding=1.5))
