@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
+from cache_builder.format import Layout
+from cache_builder.interchange import importing
 from cache_builder.interchange.distillkit import DistillKitSource
-from cache_builder.interchange.importing import import_cache
 from cache_builder.models import load_tokenizer
 from tests.builders import die_at_fsync
 
@@ -194,9 +195,16 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def cut_small(patch: Any) -> None:
+    """Make imports write many small shards; `patch` sets an attribute by its dotted name."""
+    small = Layout(shard_positions=40, chunk_positions=20)
+    patch("cache_builder.interchange.importing.Layout", lambda **_: small)
+
+
 def main() -> None:
     source, tokenizer_path, cache = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
+    cut_small(lambda name, value: setattr(importing, name.rpartition(".")[2], value))
     tokenizer = load_tokenizer(str(tokenizer_path))
     killed = 0
     while True:
@@ -205,7 +213,7 @@ def main() -> None:
             status = 1
             try:
                 die_at_fsync(2 + 5 * killed)
-                import_cache(DistillKitSource(source, tokenizer, None), str(cache), tokenizer)
+                importing.import_cache(DistillKitSource(source, tokenizer, None), str(cache), tokenizer)
                 status = 0
             finally:
                 os._exit(status)

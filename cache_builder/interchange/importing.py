@@ -130,7 +130,8 @@ def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: 
         _write_shards(source, writer, corpus, reading)
         writer.write_extras(None, np.empty((0, 1), np.uint16), np.empty(0, np.float32))
     with store.stage():
-        writer.finish(corpus.position_offsets)
+        complete = writer.finish(corpus.position_offsets)
+    assert complete
 
 
 def _refuse_another(store: Store, name: str) -> None:

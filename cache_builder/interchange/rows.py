@@ -77,11 +77,10 @@ def targets_of(
         DataError: a number is not one, an id lies beyond the tokenizer or stands twice, a position has nothing, or
             probabilities sum to more than one; the message names row and token.
     """
-    order_MK = np.lexsort((row.ids, -row.logp), axis=1)
-    ids_MK = np.take_along_axis(row.ids, order_MK, axis=1)
-    logp_MK = np.take_along_axis(row.logp, order_MK, axis=1)
+    ids_MK, logp_MK = _by_rising_id(row, vocab_size)
+    order_MK = np.argsort(-logp_MK, axis=1, kind="stable")
+    ids_MK, logp_MK = np.take_along_axis(ids_MK, order_MK, axis=1), np.take_along_axis(logp_MK, order_MK, axis=1)
     used_MK = logp_MK > -np.inf
-    _check_slots(row, ids_MK, logp_MK, used_MK, vocab_size)
     ids_MK = np.where(used_MK, ids_MK, ids_MK[:, :1])
     gold_MK = used_MK & (ids_MK == row.tokens[row.positions].astype(np.int64)[:, None])
     logp_MK = logp_MK * temperature
@@ -113,26 +112,31 @@ def targets_of(
     )
 
 
-def _check_slots(row: SourceRow, ids_MK: np.ndarray, logp_MK: np.ndarray, used_MK: np.ndarray, vocab_size: int) -> None:
-    wrong = np.argwhere(np.isnan(logp_MK) | np.isposinf(logp_MK))
+def _by_rising_id(row: SourceRow, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slots by rising id, which settles ties of the order by probability; unused slots have negative ids."""
+    used_MK = row.logp > -np.inf
+    wrong = np.argwhere(np.isnan(row.logp) | np.isposinf(row.logp))
     if len(wrong):
         m, k = wrong[0]
-        raise DataError(f"{_at(row, m)}: expected log-probabilities, got {logp_MK[m, k]}")
+        raise DataError(f"{_at(row, m)}: expected log-probabilities, got {row.logp[m, k]}")
     empty = np.flatnonzero(~used_MK.any(axis=1))
     if len(empty):
         raise DataError(f"{_at(row, empty[0])}: expected at least one log-probability, got none above −inf")
-    beyond = np.argwhere(used_MK & ((ids_MK < 0) | (ids_MK >= vocab_size)))
+    beyond = np.argwhere(used_MK & ((row.ids < 0) | (row.ids >= vocab_size)))
     if len(beyond):
         m, k = beyond[0]
         raise DataError(
-            f"{_at(row, m)}: its target has the token id {ids_MK[m, k]}, the tokenizer has {vocab_size:,} tokens; "
+            f"{_at(row, m)}: its target has the token id {row.ids[m, k]}, the tokenizer has {vocab_size:,} tokens; "
             "give the tokenizer that these rows were made with"
         )
-    known_MK = np.sort(np.where(used_MK, ids_MK, -1 - np.arange(ids_MK.shape[1])), axis=1)
-    twice = np.argwhere(known_MK[:, 1:] == known_MK[:, :-1])
+    ids_MK = np.where(used_MK, row.ids, -1 - np.arange(row.ids.shape[1]))
+    order_MK = np.argsort(ids_MK, axis=1)
+    ids_MK = np.take_along_axis(ids_MK, order_MK, axis=1)
+    twice = np.argwhere(ids_MK[:, 1:] == ids_MK[:, :-1])
     if len(twice):
         m, k = twice[0]
-        raise DataError(f"{_at(row, m)}: its target has the token id {known_MK[m, k]} twice; expected each once")
+        raise DataError(f"{_at(row, m)}: its target has the token id {ids_MK[m, k]} twice; expected each once")
+    return ids_MK, np.take_along_axis(row.logp, order_MK, axis=1)
 
 
 def _check_sums(row: SourceRow, sum_M: np.ndarray) -> None:
