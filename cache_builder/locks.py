@@ -47,6 +47,20 @@ def machine() -> str:
     return " ".join(place)
 
 
+def is_alive(process: int) -> bool:
+    """Say whether a process of this machine still runs; one that was killed and that nobody has waited for does not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:  # not Linux, or it has just ended
+        return True
+
+
 def parts_clash(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Say whether two parts may hold the same unit of work."""
     return one == other or one[1] != other[1]

@@ -30,7 +30,7 @@ from cache_builder.errors import (
     CacheWriteError,
     ConfigError,
 )
-from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, machine, parts_clash
+from cache_builder.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, is_alive, machine, parts_clash
 from cache_builder.retries import attempt, without_secrets
 
 RENEW_SECONDS = 60.0
@@ -225,13 +225,7 @@ def is_over(lease: dict[str, Any]) -> bool:
         return True
     if lease["host"] != machine():
         return False
-    try:
-        os.kill(lease["process"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return not is_alive(lease["process"])
 
 
 def _stamped(lease: dict[str, Any]) -> bytes:

@@ -169,12 +169,14 @@ def torchrun(teaching: Teaching, folder: Path, cache: str) -> dict[str, object]:
     """Build on two hosts whose processes find each other over the network."""
     from torch.distributed.run import main as run
 
+    port = 20_000 + os.getpid() % 10_000
+
     def launch(number: int) -> int:
         said = os.open(folder / str(number) / "said", os.O_WRONLY | os.O_CREAT)
         os.dup2(said, 1)
         os.dup2(said, 2)
         options = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}", "--max-restarts=1"]
-        options += [f"--master-addr={address(0)}", f"--master-port={20_000 + os.getppid() % 10_000}", "-m", "trainer.cli"]
+        options += [f"--master-addr={address(0)}", f"--master-port={port}", "-m", "trainer.cli"]
         os.environ["PYTHONPATH"] = str(ROOT)
         run([*options, "cache", "build", "experiment.toml"])
         return 0

@@ -13,7 +13,7 @@ import pytest
 
 from cache_builder import locks
 from cache_builder.errors import CacheBusyError, CacheWriteError
-from cache_builder.locks import LocalLocks, folder_lock, machine
+from cache_builder.locks import LocalLocks, folder_lock, is_alive, machine
 
 ROOT = Path(__file__).parents[1]
 HAND = """
@@ -104,3 +104,14 @@ def test_the_same_host_name_and_process_id_in_another_container_is_another_machi
     assert elsewhere.stdout.strip() != machine()
     here = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert here.stdout.strip() == machine()
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert is_alive(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now, as orphans in a container stay
+    os.kill(process.pid, 0)
+    assert not is_alive(process.pid)
+    process.wait()
+    assert not is_alive(process.pid)

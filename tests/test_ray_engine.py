@@ -54,6 +54,7 @@ from cache_builder.ray_engine import RayOptions, ray_engine
 from tests.caches import Teaching
 if __name__ == "__main__":
     actors, *folders = sys.argv[1:]
+    failed = 0
     for folder, cache in zip(folders[::2], folders[1::2]):
         teaching = Teaching(Path(folder))
         experiment = teaching.experiment(cache)
@@ -63,6 +64,8 @@ if __name__ == "__main__":
             assert build_cache(*inputs, engine=engine)
         except UserError as error:
             print(type(error).__name__, error, flush=True)
+            failed = 3
+    sys.exit(failed)
 """
 
 

@@ -1,0 +1,70 @@
+"""Through a storm nothing that was committed is lost, and the cache is that of a calm day.
+
+FOOTSTEPS_STORM=50 makes fifty storms of each kind, on Ray too.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from cache_builder.store import open_store
+from tests.caches import Teaching, files_of, make_teaching
+from tests.object_store import s3_bucket
+
+LONG = int(os.environ.get("FOOTSTEPS_STORM", "0"))
+
+
+@pytest.fixture(scope="module")
+def teaching(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerBase,
+    make_model: Callable[..., LlamaForCausalLM],
+) -> Teaching:
+    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=600)
+
+
+@pytest.fixture(scope="module")
+def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build on a calm day."""
+    cache = tmp_path_factory.mktemp("built") / "cache"
+    assert teaching.build(cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("engine", "place"),
+    [
+        ("parts", "folder"),
+        ("parts", "object store"),
+        pytest.param("ray", "folder", marks=pytest.mark.skipif(not LONG, reason="long: set FOOTSTEPS_STORM")),
+    ],
+)
+def test_through_a_storm_nothing_committed_is_lost_and_the_bytes_are_those_of_a_calm_build(
+    engine: str, place: str, teaching: Teaching, built: Path, tmp_path: Path
+) -> None:
+    seeds = [str(seed) for seed in range(LONG or 1)]
+    with s3_bucket() if place == "object store" else nullcontext(str(tmp_path)) as root:
+        command = [sys.executable, "-m", "tests.storm", engine, teaching.folder, f"{root}/cache", *seeds]
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120 + 600 * LONG,
+        )
+        assert done.returncode == 0, done.stderr
+        died = sum((Counter(json.loads(line)) for line in done.stdout.splitlines() if line[:1] == "{"), Counter())
+        print(died)
+        assert died.total() >= len(seeds) * 2, died
+        for seed in seeds:
+            store = open_store(f"{root}/cache-{seed}")
+            assert {key: store.read(key) for key in store.sizes("")} == files_of(built), seed
