@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cache_builder.chunk_memory import ChunkMemory
+from cache_builder.chunk_memory import ChunkMemory, chunks_of_spans
 from cache_builder.sample_ids import SampleIds
 from cache_builder.shards import ArrayReader
 
@@ -32,6 +32,11 @@ class CachedCorpus:
     def sequence_positions(self, row: int) -> int:
         """Return how many positions a row has."""
         return int(self.position_offsets[row + 1] - self.position_offsets[row])
+
+    def chunks_of(self, rows: Iterable[int]) -> list[tuple[ArrayReader, int]]:
+        """Return the chunks that hold the tokens and the masks of these rows."""
+        spans = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1])) for row in rows]
+        return [chunk for name in ("tokens", "completion") for chunk in chunks_of_spans(self._arrays[name], spans)]
 
     def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a row's token ids, u32 [T], and completion mask, bool [T]."""

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -26,7 +27,28 @@ class ChunkMemory:
         if key in self._chunks:
             self._chunks.move_to_end(key)
             return self._chunks[key]
-        values = array.chunk(number)
+        return self._hold(key, array.chunk(number))
+
+    def fetch(self, wanted: Sequence[tuple[ArrayReader, int]], threads: int) -> None:
+        """Read chunks that will be asked for next, several at once, as long as they fit."""
+        missing: dict[tuple[str, int], tuple[ArrayReader, int]] = {}
+        room = self.limit_bytes
+        for array, number in wanted:
+            key = (array.key, number)
+            room -= array.chunk_bytes
+            if room < 0:
+                break
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+            else:
+                missing[key] = array, number
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(threads, len(missing))) as pool:
+                chunks = pool.map(lambda chunk: chunk[0].chunk(chunk[1]), missing.values())
+                for key, values in zip(missing, chunks, strict=True):
+                    self._hold(key, values)
+
+    def _hold(self, key: tuple[str, int], values: np.ndarray) -> np.ndarray:
         self._chunks[key] = values
         self.held_bytes += values.nbytes
         while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
@@ -47,3 +69,10 @@ class ChunkMemory:
                 at += part.shape[-1]
                 start += part.shape[-1]
         return values
+
+
+def chunks_of_spans(array: ArrayReader, spans: Sequence[tuple[int, int]]) -> list[tuple[ArrayReader, int]]:
+    """Return the chunks of an array that hold the entries [start, end) of every span, each once, in order of need."""
+    size = array.spec.chunk
+    numbers = (number for start, end in spans for number in range(start // size, -(-end // size)))
+    return [(array, number) for number in dict.fromkeys(numbers)]

@@ -120,13 +120,13 @@ class TeacherConfig(ModelConfig):
     checkpoints: Annotated[int, Field(ge=1, le=1000)] | Annotated[list[str], Field(min_length=1)] = 4
     """How many evenly spaced checkpoints our own fine-tuning saves, or a list of folders or hub ids, oldest first."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str] | None = None
-    """While the cache is built: spread a checkpoint over GPUs, memory and disk, or a map from modules to devices."""
+    """Spread a checkpoint that is read over GPUs, memory and disk: accelerate's ways, or a map of modules to devices."""
     max_memory: dict[str, str] | None = None
     """What `device_map` may fill, such as {0 = "70GiB", cpu = "200GiB"}; all there is unless given."""
     offload_folder: str | None = None
     """Where `device_map` puts weights on disk that cannot be read from the checkpoint's own files."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """While the cache is built: quantise with bitsandbytes on loading. Folders that are quantised need no option."""
+    """Quantise checkpoints with bitsandbytes as they are read; folders that are quantised already need no option."""
     tensor_parallel: int = Field(1, ge=1)
     """While the cache is built: how many of torchrun's processes share one checkpoint's layers."""
 
@@ -166,6 +166,11 @@ class CacheConfig(Section):
     """Positions of one inner chunk: the least that is read."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens, padding included, of one forward pass while building."""
+    local_copy: str | None = None
+    """Where `path` is a URL: folder of this machine for chunks that training has read; `<output_dir>/cache-copy` unless
+    given. Runs may share it."""
+    local_copy_bytes: int = Field(8 << 30, ge=0)
+    """What that folder may take of the disk; 0 reads every chunk from the store each time."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -192,6 +197,12 @@ class CacheExperiment(Section):
     def cache_url(self) -> str:
         """Folder or fsspec URL of the cache."""
         return expand(self.cache.path) if self.cache.path else str(self.output_dir / "cache")
+
+    @property
+    def local_copy(self) -> tuple[Path, int] | None:
+        """Folder and bytes of what is kept of a cache at a URL, as `open_cache` takes them."""
+        folder = expand(self.cache.local_copy) if self.cache.local_copy else self.output_dir / "cache-copy"
+        return (Path(folder), self.cache.local_copy_bytes) if self.cache.local_copy_bytes else None
 
 
 E_ = TypeVar("E_", bound=CacheExperiment)

@@ -13,31 +13,37 @@ in use. One `Cache` per thread or process; it can be pickled, and opened before 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cache_builder import format as names
 from cache_builder.cached_corpus import CachedCorpus
-from cache_builder.chunk_memory import ChunkMemory
+from cache_builder.chunk_memory import ChunkMemory, chunks_of_spans
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, MissingError
 from cache_builder.format import CheckpointGroup, CheckpointOrder, CorpusGroup, Ledger, Manifest, ProbeGroup
+from cache_builder.local_copy import LocalCopy
 from cache_builder.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
 from cache_builder.shards import ArrayReader, parse_array_metadata
-from cache_builder.store import ARRIVING, Store, open_store
+from cache_builder.store import ARRIVING, LocalStore, Store, open_store
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 
 DEFAULT_MEMORY_BYTES = 512 << 20
+FETCH_THREADS = 16
+"""Chunks of a distant cache that are read at once."""
 
 
 class Cache:
     """One open cache; `open_cache` makes it."""
 
-    def __init__(self, store: Store, memory_bytes: int) -> None:
+    def __init__(self, store: Store, memory_bytes: int, local_copy: tuple[Path, int] | None = None) -> None:
         self._store = store
         self.url = store.where("")
         self.manifest = read_manifest(store)
         self._memory = ChunkMemory(memory_bytes)
+        self._is_far = not isinstance(store, LocalStore)
+        copy = LocalCopy(*local_copy, self.manifest.fingerprint) if local_copy and self._is_far else None
         sizes = store.sizes("")
         corpus = _group(store, CorpusGroup, names.CORPUS, sizes)
         if corpus is None:
@@ -45,7 +51,7 @@ class Cache:
                 f"cache {self.url} has no corpus yet; run `footsteps cache build CONFIG` to its end"
             )
         self._corpus_bytes = sum(entry.bytes for entry in corpus.files.values())
-        arrays = open_arrays(store, names.CORPUS, corpus.files)
+        arrays = open_arrays(store, names.CORPUS, corpus.files, copy)
         self.corpus = CachedCorpus(arrays, self._memory, self.manifest.corpus.fingerprint)
         order = _group(store, CheckpointOrder, names.CHECKPOINTS, sizes)
         if order is None and any(key.startswith(f"{names.CHECKPOINTS}/") for key in sizes):
@@ -61,13 +67,13 @@ class Cache:
                     where = store.where(f"{names.checkpoint_key(name)}/zarr.json")
                     raise CacheDamagedError(f"{where} is damaged: it is that of {group.identity.name!r}")
                 self._groups[name] = group
-                self._arrays[name] = open_arrays(store, names.checkpoint_key(name), group.files)
+                self._arrays[name] = open_arrays(store, names.checkpoint_key(name), group.files, copy)
                 if self._arrays[name]["records"].spec != records_spec(self.manifest):
                     raise CacheDamagedError(f"{self.url}: the records of {name!r} do not have the manifest's layout")
         self._probe = _group(store, ProbeGroup, names.PROBE, sizes)
         if self._groups and self._probe is None:
             raise CacheDamagedError(f"{store.where(f'{names.PROBE}/zarr.json')} is damaged: the file is missing")
-        self._probe_arrays = open_arrays(store, names.PROBE, self._probe.files) if self._probe else {}
+        self._probe_arrays = open_arrays(store, names.PROBE, self._probe.files, copy) if self._probe else {}
         self._layout = RecordLayout.of(self.manifest.targets)
 
     @property
@@ -146,6 +152,22 @@ class Cache:
         planes = self._memory.gather(self._arrays[name]["records"], spans)
         return decode_records(self._layout, planes, self.manifest.tokenizer.size)
 
+    def prefetch(self, name: str | None, rows: Iterable[int]) -> None:
+        """Read into memory, several chunks at once, what `rows` need of the corpus and of a checkpoint.
+
+        Where the cache is on this machine's disk nothing is done: reads wait for nothing there.
+        """
+        if not self._is_far:
+            return
+        rows = list(rows)
+        wanted = self.corpus.chunks_of(rows)
+        if name is not None:
+            self.checkpoint(name)
+            offsets = self.corpus.position_offsets
+            spans = [(int(offsets[row]), int(offsets[row + 1])) for row in rows]
+            wanted += chunks_of_spans(self._arrays[name]["records"], spans)
+        self._memory.fetch(wanted, FETCH_THREADS)
+
     def row_chunks(self) -> np.ndarray:
         """Return the chunk in which each row's positions begin, i64 [n], for an order that reads whole chunks."""
         return self.corpus.position_offsets[:-1] // self.manifest.layout.chunk_positions
@@ -188,16 +210,23 @@ class Cache:
         return self._probe_arrays[name]
 
 
-def open_cache(url: str, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> Cache:
+def open_cache(
+    url: str, *, memory_bytes: int = DEFAULT_MEMORY_BYTES, local_copy: tuple[Path, int] | None = None
+) -> Cache:
     """Open a cache in a folder or at an fsspec URL, checking its ledgers against the files that are there.
+
+    Args:
+        memory_bytes: decoded chunks that are held at most.
+        local_copy: a folder of this machine for chunks of a cache at a URL, and how many bytes it may take.
 
     Raises:
         MissingError: there is no cache.
         CacheMismatchError: its format is newer than this program.
         CacheDamagedError: a file is missing or has another size than was committed.
         CacheIncompleteError: the build was stopped before its corpus was stored.
+        CacheWriteError: the folder of the local copy cannot be used.
     """
-    return Cache(open_store(str(url)), memory_bytes)
+    return Cache(open_store(str(url)), memory_bytes, local_copy)
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -205,16 +234,17 @@ def read_manifest(store: Store) -> Manifest:
     if not store.exists(names.ROOT):
         if store.exists(ARRIVING):
             raise CacheIncompleteError(
-                f"{store.where('')} holds part of a copy of a cache; give the `footsteps cache push` or `pull` that was "
-                "bringing it again"
+                f"{store.where('')} holds part of a copy of a cache; give the `footsteps cache push` or `pull` that "
+                "was bringing it again"
             )
         raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
     return names.unseal(Manifest, store.read(names.ROOT), store.where(names.ROOT))
 
 
-def open_arrays(store: Store, group: str, files: Ledger) -> dict[str, ArrayReader]:
-    """Open every array of a group that its ledger names."""
+def open_arrays(store: Store, group: str, files: Ledger, copy: LocalCopy | None = None) -> dict[str, ArrayReader]:
+    """Open every array of a group that its ledger names; chunks are read through `copy`, where there is one."""
     arrays: dict[str, ArrayReader] = {}
+    chunks = store if copy is None else copy.of_group(store, group, files)
     for file in files:
         if file.endswith("/zarr.json"):
             name = file.removesuffix("/zarr.json")
@@ -224,7 +254,7 @@ def open_arrays(store: Store, group: str, files: Ledger) -> dict[str, ArrayReade
                 raise CacheDamagedError(f"{store.where(key)} is damaged: it is not the file that was committed")
             spec, _ = parse_array_metadata(metadata, store.where(key))
             crcs = [files[f"{name}/{spec.shard_key(shard)}"].chunk_crc32c or [] for shard in range(spec.n_shards)]
-            arrays[name] = ArrayReader(store, f"{group}/{name}", spec, crcs.__getitem__)
+            arrays[name] = ArrayReader(chunks, f"{group}/{name}", spec, crcs.__getitem__)
     return arrays
 
 

@@ -9,6 +9,7 @@ missing; here a read is a range request, and whatever is missing or was exchange
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
 from cache_builder.errors import CacheDamagedError
-from cache_builder.store import Store
+from cache_builder.store import Ranges
 
 CRC_BYTES = 4
 DTYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "int64": "<i8", "float32": "<f4", "float64": "<f8"}
@@ -164,12 +165,17 @@ class ArrayReader:
     intact one is noticed.
     """
 
-    def __init__(self, store: Store, key: str, spec: ArraySpec, chunk_crcs: Callable[[int], list[int]]) -> None:
+    def __init__(self, store: Ranges, key: str, spec: ArraySpec, chunk_crcs: Callable[[int], list[int]]) -> None:
         self.store, self.key, self.spec = store, key, spec
         self.chunk_crcs = chunk_crcs
         self.n_chunks = -(-spec.length // spec.chunk)
         self._chunks_per_shard = spec.shard // spec.chunk
         self._indexes: dict[int, list[tuple[int, int]]] = {}
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a whole chunk in memory."""
+        return math.prod(self.spec.shape[:-1]) * self.spec.chunk * self.spec.numpy_dtype.itemsize
 
     def chunk(self, number: int) -> np.ndarray:
         """Return chunk `number`, [..., entries]; the last one is as long as the array's rest.

@@ -23,20 +23,24 @@ BESIDE = ("README.md", ".gitattributes")
 """What may lie beside a cache: the card of a shared one, and what the Hub adds."""
 
 
-class Store(Protocol):
-    """What the format needs of a place that holds files."""
+class Ranges(Protocol):
+    """What reading chunks needs of a place that holds files."""
 
     def where(self, key: str) -> str:
         """Return how a message names the file."""
-
-    def read(self, key: str) -> bytes:
-        """Return a whole file; CacheDamagedError where there is none."""
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
         """Return `size` bytes from `start`; CacheDamagedError where there are fewer."""
 
     def read_tail(self, key: str, size: int) -> bytes:
         """Return the last `size` bytes; CacheDamagedError where there are fewer."""
+
+
+class Store(Ranges, Protocol):
+    """What the format needs of a place that holds files."""
+
+    def read(self, key: str) -> bytes:
+        """Return a whole file; CacheDamagedError where there is none."""
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of every file below `prefix`, by its key below the store."""

@@ -109,7 +109,7 @@ def losses(config: Path, overrides: tuple[str, ...]) -> None:
     from trainer.student_losses import write_student_losses
 
     experiment = load(config, overrides)
-    cache, prepared = open_cache(experiment.cache_url), Prepared(experiment)
+    cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
     path = write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
     if needs_crossfit(experiment):
         path = write_crossfit_losses(experiment, prepared, cache)
@@ -129,7 +129,7 @@ def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], 
     from trainer.distill import distill as train_student
 
     experiment = load(config, overrides)
-    cache, prepared = open_cache(experiment.cache_url), Prepared(experiment)
+    cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
     for seed in seeds or tuple(experiment.distill.seeds):
         for method in methods or tuple(experiment.distill.methods):
             console.print(f"student: {train_student(experiment, method, seed, cache, prepared)}", soft_wrap=True)

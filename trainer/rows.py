@@ -40,8 +40,9 @@ class CachedRows(Rows):
         self.cache, self.weights_of = cache, weights_of
 
     def __getitems__(self, items: list[tuple[str | None, int]]) -> dict[str, Any]:
-        batch = super().__getitems__(items)
         teacher = items[0][0]
+        self.cache.prefetch(teacher, [row for _, row in items])
+        batch = super().__getitems__(items)
         if teacher is None:
             return batch
         rows = batch["rows_B"].numpy()

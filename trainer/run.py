@@ -46,7 +46,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         part=parse_part(None, experiment.teacher.tensor_parallel),
     )
     wait_for_all()
-    cache = open_cache(experiment.cache_url)
+    cache = open_cache(experiment.cache_url, local_copy=experiment.local_copy)
     if not {name for name, _ in checkpoints} <= set(cache.checkpoints):
         raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
     console.rule("fine-tune the student")
