@@ -73,9 +73,21 @@ def test_the_control_is_not_called_distilled(tmp_path: Path) -> None:
     assert "distilled with footsteps from" in distilled
 
 
+def test_adapters_say_what_they_need_and_weights_what_they_compare(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "distill" / "td+aw" / "seed-0" / "best"
+    write_json(folder / "adapter_config.json", {})
+    (tmp_path / "run" / "config.toml").write_text('[distill]\naw_source = "crossfit"\n')
+    (text,) = (card.read_text(encoding="utf-8") for card in write_model_cards(tmp_path / "run"))
+    assert "loading it needs `peft`" in text
+    assert "| losses that the weights compare | of models fine-tuned on the other half of the training data |" in text
+
+
 def test_a_name_cannot_break_out_of_its_cell(run_dir: Path) -> None:
     text = write_model_card(run_dir / "distill/td/seed-0/last", read_run(run_dir)).read_text(encoding="utf-8")
-    assert "| teacher | owner/big &#124; model, fine-tuned |" in text
+    assert (
+        f"| teacher | owner/big &#124; model, fine-tuned; checkpoint {CHECKPOINTS[-1]} is the one judged below |"
+        in text
+    )
     assert "owner/&lt;small&gt;" in text
     assert table_cell("a\n| b `c` <script>") == "a &#124; b &#96;c&#96; &lt;script&gt;"
 

@@ -1,15 +1,17 @@
 """The toy's models learn apart from each other, from what they are said to learn from."""
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from cache_builder.errors import ConfigError
 from trainer.toy import MODELS, READINGS, label, mixed_targets, train_toy
-from trainer.toy_report import run_toy
+from trainer.toy_report import run_toy, toy_table
 
 
 def test_a_seed_gives_the_same_result_whichever_seeds_train_beside_it() -> None:
@@ -54,7 +56,10 @@ def test_the_weak_teacher_drags_distillation_down_and_adaptive_weighting_protect
 
 
 def test_one_seed_writes_a_line_per_reading_and_a_page(tmp_path: Path) -> None:
-    run_toy(tmp_path / "toy", seeds=1, examples=40, steps=5)
+    result = run_toy(tmp_path / "toy", seeds=1, examples=40, steps=5)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(toy_table(result))
+    assert "…" not in (text := console.export_text()) and text.count("±0.0") == 2 * len(MODELS)
     with (tmp_path / "toy" / "toy.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["labels"], line["seed"]) for line in lines] == [("clean", "0"), ("noisy", "0")]

@@ -12,12 +12,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cache_builder.adapters import ADAPTER_FILE
 from cache_builder.errors import MissingError
 from cache_builder.models import is_model_folder
+from trainer.run_files import setting
 from trainer.run_reader import STUDENT_SFT, TEACHER, Evaluation, Run, read_run
 
 CARD = "README.md"
 DISTILL_SETTINGS = ("epochs_per_stage", "learning_rate", "init", "temperature")
+WEIGHED = {
+    "train": "of the student SFT and the teacher, on the training data",
+    "crossfit": "of models fine-tuned on the other half of the training data",
+}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -69,6 +75,8 @@ def write_model_card(folder: Path, run: Run) -> Path:
         student=_setting(run, "student", "model"),
         distill={key: _setting(run, "distill", key) for key in DISTILL_SETTINGS},
         choices=[stage.choice for stage in distilled.stages if stage.choice],
+        weighed=WEIGHED.get(str(setting(run.config, "distill", "aw_source")), "not recorded"),
+        adapters=(folder / ADAPTER_FILE).is_file(),
     )
     path = folder / CARD
     part = path.with_name(path.name + ".part")
@@ -113,5 +121,5 @@ def _interval(metric: dict[str, float]) -> str:
 
 
 def _setting(run: Run, section: str, key: str) -> Any:
-    values = run.config.get(section, {})
-    return values.get(key, "not recorded") if isinstance(values, dict) else "not recorded"
+    value = setting(run.config, section, key)
+    return "not recorded" if value is None else value

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.table import Table
 
 from trainer.plot_style import INK, MUTED, PAPER, STUDENT, TEACHER, grid_of, is_narrow, render
@@ -61,12 +62,12 @@ def run_toy(output_dir: Path, seeds: int = 40, examples: int = 500, steps: int =
 
 def toy_table(result: ToyResult) -> Table:
     """Return the toy's result for the terminal: mean ± std over seeds of the accuracy on clean test labels."""
-    table = Table(title="Accuracy on clean test labels, %, mean ± std over seeds")
-    table.add_column("training labels")
+    table = Table(title="Accuracy on clean test labels, %, mean ± std over seeds", box=SIMPLE)
+    table.add_column("labels")
     for name in MODELS:
-        table.add_column(NAMES[name], justify="right")
+        table.add_column(NAMES[name], justify="right", no_wrap=True)
     for reading, cells in summary(result).items():
-        table.add_row(reading, *(f"{mean:.1f} ± {std:.1f}" for mean, std in cells.values()))
+        table.add_row(reading, *(f"{mean:.1f}±{std:.1f}" for mean, std in cells.values()))
     return table
 
 
