@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trainer.plot_style import GRID, PAPER, grid_of, is_narrow, plain, series_style
+from trainer.plot_style import MUTED, PAPER, grid_of, is_narrow, plain, series_style
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def runs(panels_of: Mapping[str, Mapping[str, Mapping[str, Point]]], names: list
                 (drawn[name],) = panel.plot(100 * point.value, y, markersize=6.5, markeredgecolor=PAPER, **marks)
                 joined.append((100 * point.value, y))
             if joined:
-                panel.plot(*zip(*joined, strict=True), color=GRID, linewidth=1.4, zorder=0)
+                panel.plot(*zip(*joined, strict=True), color=MUTED, linewidth=0.8, zorder=0)
         shown = is_narrow(width) or position % 3 == 0
         panel.set_yticks(range(len(models)), [plain(model, 20) for model in models] if shown else [])
         panel.set_ylim(len(models) - 0.4, -0.6)

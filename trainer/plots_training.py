@@ -55,6 +55,8 @@ def curves(logs: Mapping[str, list[dict[str, Any]]], quantities: Mapping[str, st
         panel.set_xlabel("optimizer step")
         if not panel.images:
             panel.set_ylabel(label)
+            if label.endswith("nats"):
+                _log_if_wide(panel)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     lines = {str(line.get_label()): line for panel in panels for line in panel.get_lines()}
     lines = {name: line for name, line in lines.items() if not name.startswith("_")}
@@ -107,7 +109,7 @@ def _log_if_wide(panel: Axes) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
-        panel.set_ylabel("loss, nats, log scale")
+        panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
 
 
 def _bands(panel: Axes, first_steps: Sequence[int], last_step: int) -> None:
