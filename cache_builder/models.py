@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from cache_builder.adapters import adapter_at, put_in
-from cache_builder.config import ModelConfig, expand
+from cache_builder.config import ModelConfig, TeacherConfig, expand
 from cache_builder.errors import ConfigError, MissingError, ModelError
 from cache_builder.placement import is_quantised, loading_options
 
@@ -108,6 +108,7 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
         options["attn_implementation"] = config.attn_implementation
     try:
         if _has_only_config(name):
+            _refuse_ways_of_loading(config, location)
             return _initialised(name, seed, options).eval()
         options |= {
             "revision": revision,
@@ -117,7 +118,7 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
         model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
     except OSError as error:
         raise MissingError(f"model {location!r} could not be loaded: {_first_line(error)}") from error
-    except ConfigError:
+    except (ConfigError, ModelError):
         raise
     except (ValueError, ImportError) as error:
         raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {_first_line(error)}") from error
@@ -132,6 +133,13 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             f"read the weights as they are; expected a kind that it loads, or no quantization_config"
         )
     return model
+
+
+def _refuse_ways_of_loading(config: ModelConfig, location: str) -> None:
+    if isinstance(config, TeacherConfig):
+        for way in ("device_map", "quantization", "tensor_parallel"):
+            if getattr(config, way) not in (None, 1):
+                raise ModelError(f"model {location!r} has no weights to load, so teacher.{way} says nothing of it")
 
 
 def _initialised(name: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:

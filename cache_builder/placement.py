@@ -47,6 +47,8 @@ def loading_options(config: ModelConfig, name: str, revision: str | None) -> dic
                 "several with CUDA_VISIBLE_DEVICES and --part of their own, or use teacher.tensor_parallel"
             )
         options["device_map"] = config.device_map
+        if isinstance(config.device_map, dict):
+            options["device_map"] = {module: _device(where) for module, where in config.device_map.items()}
         options["max_memory"] = config.max_memory and {_device(key): size for key, size in config.max_memory.items()}
         options["offload_folder"] = config.offload_folder and expand(config.offload_folder)
     elif "quantization_config" in options or is_quantised(name, revision):
@@ -85,5 +87,5 @@ def _quantization(config: TeacherConfig) -> Any:
 
 
 def _device(key: str) -> int | str:
-    """GPUs are numbers where accelerate reads them; TOML's keys are strings."""
+    """Return a GPU's number as a number, which TOML writes as a string."""
     return int(key) if key.isdecimal() else key

@@ -89,6 +89,12 @@ def bucket() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep models on the CPU, also where there is a GPU, so that they can be compared bit for bit."""
+    monkeypatch.setattr("cache_builder.placement.local_device", lambda: torch.device("cpu"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of shared real data; tests that need it skip where FOOTSTEPS_SHARED does not name it."""

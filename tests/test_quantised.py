@@ -15,9 +15,10 @@ from cache_builder.adapters import SharedBase
 from cache_builder.errors import ModelError
 from cache_builder.models import weights_fingerprint
 from tests.caches import Teaching, make_teaching
-from tests.test_teacher import OPTIONS, assert_same, differ, load, save_adapters, say
+from tests.teachers import OPTIONS, assert_same, differ, load, save_adapters, say
 
 pytestmark = [
+    pytest.mark.usefixtures("on_the_cpu"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning"),  # bitsandbytes computes 8-bit layers in float16
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft's use
     pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
@@ -35,7 +36,7 @@ def teaching(
     make_model: Callable[..., LlamaForCausalLM],
 ) -> Teaching:
     """Its checkpoints, and each of them quantised, in folders `<name>-4bit` and `<name>-8bit`."""
-    teaching = make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=24)
+    teaching = make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=12)
     make_model(seed=1, hidden_size=64).save_pretrained(teaching.folder / "step-2")  # bitsandbytes wants multiples of 32
     for kind, config in KINDS.items():
         model = LlamaForCausalLM.from_pretrained(teaching.folder / "step-2", quantization_config=config)

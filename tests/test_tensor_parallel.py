@@ -15,9 +15,13 @@ from cache_builder.config import CacheExperiment
 from cache_builder.errors import ConfigError
 from cache_builder.reader import open_cache
 from tests.caches import Teaching, make_teaching
-from tests.test_teacher import load, save_adapters
+from tests.teachers import load, save_adapters
 
 ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft's use
+    pytest.mark.usefixtures("on_the_cpu"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +31,18 @@ def teaching(
     make_model: Callable[..., LlamaForCausalLM],
 ) -> Teaching:
     """A plain checkpoint whose head is its embedding, adapters of it, and the name of a folder that is not there."""
-    teaching = make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model)
+    teaching = make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=30)
     make_model(seed=0, hidden_size=16, tie_word_embeddings=True).save_pretrained(teaching.folder / "step-1")
     os.rename(teaching.folder / "step-2", teaching.folder / "base")
     save_adapters(teaching.folder / "base", teaching.folder / "step-2", 1, target_modules=["q_proj", "down_proj"])
     return teaching
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
 def test_two_groups_of_two_processes_build_what_one_process_builds(teaching: Teaching, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.tensor_parallel_processes", teaching.folder, tmp_path / "divided"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
