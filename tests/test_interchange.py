@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -208,6 +209,34 @@ def test_axolotls_raw_rows_keep_the_tail_and_know_every_true_token(
         -targets.gold[a:b].sum() for a, b in np.lib.stride_tricks.sliding_window_view(cache.corpus.position_offsets, 2)
     ]
     np.testing.assert_allclose(cache.losses("imported"), expected, rtol=1e-5)
+
+
+def test_rows_say_the_same_in_json_lines_and_in_parquet_of_any_list_type(teacher: Teacher, tmp_path: Path) -> None:
+    rows = good_rows(teacher)
+    lines, _ = teacher.import_axolotl(rows, tmp_path / "lines")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    source = AxolotlSource(tmp_path / "rows.parquet", teacher.tokenizer)
+    import_cache(source, str(tmp_path / "cache"), teacher.tokenizer)
+    assert_same_targets(lines, open_cache(str(tmp_path / "cache")))
+
+    packed = teacher.distillkit(tmp_path / "packed", EXACT)
+    first, _ = teacher.import_distillkit(packed, tmp_path / "first")
+    table = pq.read_table(packed / "data_0.parquet")
+    kinds = {
+        "compressed_logprobs": pa.large_list(pa.list_(pa.uint8(), 32)),
+        "bytepacked_indices": pa.large_list(pa.large_list(pa.int64())),
+    }
+    for name, kind in kinds.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(table[name].to_pylist(), kind))
+    pq.write_table(table, packed / "data_0.parquet")
+    assert_same_targets(first, teacher.import_distillkit(packed, tmp_path / "second")[0])
+
+
+def assert_same_targets(one: Cache, other: Cache) -> None:
+    assert one.corpus.fingerprint == other.corpus.fingerprint
+    targets = [cache.read("imported", range(len(cache.corpus))) for cache in (one, other)]
+    for field in ("ids", "logp", "log_tail", "gold"):
+        np.testing.assert_array_equal(*(getattr(each, field) for each in targets))
 
 
 def test_the_tail_is_never_less_than_what_rounding_hides(teacher: Teacher, tmp_path: Path) -> None:
