@@ -62,8 +62,8 @@ def run_toy(output_dir: Path, seeds: int = 40, examples: int = 500, steps: int =
 
 def toy_table(result: ToyResult) -> Table:
     """Return the toy's result for the terminal: mean ± std over seeds of the accuracy on clean test labels."""
-    table = Table(title="Accuracy on clean test labels, %, mean ± std over seeds", box=SIMPLE)
-    table.add_column("labels")
+    table = Table(title="Accuracy on clean test labels, %, mean ± std over seeds", box=SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column("labels", no_wrap=True, min_width=6)
     for name in MODELS:
         table.add_column(NAMES[name], justify="right", no_wrap=True)
     for reading, cells in summary(result).items():
