@@ -122,9 +122,14 @@ def test_every_field_of_the_machines_is_an_option() -> None:
     assert tuple(HARDWARE_OPTIONS) == HARDWARE_FIELDS
     base = as_json(*SIZES)["inputs"]
     for name in HARDWARE_FIELDS:
-        facts = as_json(*SIZES, f"--{name.replace('_', '-')}", "3")["inputs"]
-        assert facts[name] == {"value": 3, "origin": "given"}
+        facts = as_json(*SIZES, f"--{name.replace('_', '-')}", "1")["inputs"]
+        assert facts[name] == {"value": 1, "origin": "given"}
         assert {**facts, name: base[name]} == base
+
+
+def test_what_costs_nothing_may_be_given_as_zero() -> None:
+    facts = as_json(*SIZES, "--gpu-price", "0", "--storage-price", "0", "--loader-workers", "0")
+    assert (facts["money"], facts["storage_money"]) == (0, 0)
 
 
 def test_what_does_not_fit_is_noted() -> None:
@@ -144,6 +149,9 @@ def test_what_does_not_fit_is_noted() -> None:
         (("--teacher", "big", "--student", "3B", "--positions", "1e9"), "such as 8B"),
         ((*SIZES, "--set", "cache.topk=3"), "cache.topk: unknown key"),
         ((*SIZES, "--share", "1.5"), "--share"),
+        ((*SIZES, "--gpus", "0.5"), "--gpus 0.5: expected a whole number"),
+        ((*SIZES, "--gpus", "0"), "--gpus: '0' is not a positive number"),
+        ((*SIZES, "--mfu-train", "35"), "at most 1"),
         (("nowhere.toml",), "no such file"),
     ],
 )

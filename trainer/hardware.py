@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, fields
 
+from cache_builder.errors import ConfigError
+from trainer.units import parse_number
+
 GPUS = {
     "a100": (312e12, 80e9),
     "h100": (989e12, 80e9),
@@ -45,3 +48,24 @@ class Hardware:
 
 
 HARDWARE_FIELDS = tuple(field.name for field in fields(Hardware))
+WHOLE = ("gpus", "gpus_per_node", "loader_workers")
+MAY_BE_ZERO = ("loader_workers", "gpu_price", "storage_price", "storage_months")
+SHARES = ("mfu_forward", "mfu_train")
+
+
+def parse_field(name: str, text: str) -> float:
+    """Read the value of a field, whole where it counts things.
+
+    Raises:
+        ConfigError: it is no number, or one that the field cannot have.
+    """
+    option = f"--{name.replace('_', '-')}"
+    try:
+        value = parse_number(text, or_zero=name in MAY_BE_ZERO)
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from None
+    if name in WHOLE and value != int(value):
+        raise ConfigError(f"{option} {text}: expected a whole number")
+    if name in SHARES and value > 1:
+        raise ConfigError(f"{option} {text}: a share of the peak is at most 1")
+    return int(value) if name in WHOLE else value

@@ -1,7 +1,6 @@
 """`footsteps plan`: time, bytes, memory and money of an experiment, or of one of which only the sizes are known."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import click
 from rich.console import Console
 
 from cache_builder.errors import ConfigError
+from trainer.hardware import GPUS, Hardware, parse_field
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
@@ -35,6 +35,7 @@ HARDWARE_OPTIONS = {
 def hardware_options(command: Any) -> Any:
     """Add an option for every field of `Hardware`."""
     for name, text in reversed(HARDWARE_OPTIONS.items()):
+        text = f"{text} {getattr(Hardware, name):g} unless given."
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=text)(command)
     return command
 
@@ -106,25 +107,22 @@ def read_experiment(config: Path | None, overrides: tuple[str, ...], options: di
 def make_plan(experiment: "Experiment", options: dict[str, Any], *, from_config: bool = True) -> "Plan":
     """Bring an experiment, the options and the measured figures together."""
     from trainer.capacity import estimate
-    from trainer.hardware import GPUS, Hardware
     from trainer.measured import load_measured
     from trainer.model_size import model_size
     from trainer.plan_tables import Plan
     from trainer.units import parse_number
     from trainer.workload import corpus_size, given_size, workload
 
-    given = {name: parse_number(text) for name, text in options.items() if name in HARDWARE_OPTIONS and text}
+    given = {name: parse_field(name, text) for name, text in options.items() if name in HARDWARE_OPTIONS and text}
     if options.get("gpu"):
         if options["gpu"] not in GPUS:
             raise ConfigError(f"--gpu {options['gpu']!r} is not known; expected one of {', '.join(GPUS)}")
         flops, memory = GPUS[options["gpu"]]
         given = {"gpu_flops": flops, "gpu_memory": memory, **given}
-    whole = {field.name for field in fields(Hardware) if field.type in (int, "int")}
-    machine: dict[str, Any] = {name: int(value) if name in whole else value for name, value in given.items()}
-    if "loader_workers" not in machine:
-        machine["loader_workers"] = int(experiment.distill.other_arguments.get("dataloader_num_workers", 0))
+    workers = int(experiment.distill.other_arguments.get("dataloader_num_workers", 0))
+    machine: dict[str, Any] = {"loader_workers": workers, **given}
     hardware = Hardware(**machine)
-    origins = {name: "given" for name in given}
+    origins = {name: "given" for name in (*given, *(["loader_workers"] if workers else []))}
     measured = load_measured()
     if options.get("positions"):
         share, length = parse_number(options.get("share") or "0.5"), options.get("length")

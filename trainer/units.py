@@ -35,7 +35,7 @@ def format_money(dollars: float) -> str:
     return f"${dollars:,.2f}" if dollars < 100 else f"${dollars:,.0f}"
 
 
-def parse_number(text: str) -> float:
+def parse_number(text: str, *, or_zero: bool = False) -> float:
     """Read a positive number such as 1e9, 80G or 8B.
 
     Raises:
@@ -47,7 +47,7 @@ def parse_number(text: str) -> float:
         value = float(plain[: len(plain) - len(suffix)]) * _SUFFIXES[suffix]
     except (ValueError, KeyError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
         raise ConfigError(f"{text!r} is not a positive number; expected one such as 1000000, 1e9, 80G or 8B")
     return value
 
