@@ -197,7 +197,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def cut_small(patch: Any) -> None:
     """Make imports write many small shards; `patch` sets an attribute by its dotted name."""
-    small = Layout(shard_positions=40, chunk_positions=20)
+    small = Layout(shard_positions=10, chunk_positions=5)
     patch("cache_builder.interchange.importing.Layout", lambda **_: small)
 
 
@@ -212,7 +212,7 @@ def main() -> None:
         if not child:
             status = 1
             try:
-                die_at_fsync(2 + 5 * killed)
+                die_at_fsync(2 + 7 * killed)
                 importing.import_cache(DistillKitSource(source, tokenizer, None), str(cache), tokenizer)
                 status = 0
             finally:

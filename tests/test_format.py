@@ -145,7 +145,13 @@ def test_a_newer_version_is_refused_by_its_number_before_anything_else_is_read()
 
 
 def test_only_an_imported_caches_manifest_has_version_2_and_says_so() -> None:
-    source = {"format": "axolotl", "source_sha256": "s", "settings": {"temperature": 1.0}, "tail": "none", "left_out": 0}
+    source = {
+        "format": "axolotl",
+        "source_sha256": "s",
+        "settings": {"temperature": 1.0},
+        "tail": "none",
+        "left_out": 0,
+    }
     imported = manifest(version=2, imported=source)
     assert names.unseal(names.Manifest, names.seal(imported), "here") == imported
     assert b"imported" not in names.seal(manifest())

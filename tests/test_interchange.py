@@ -427,7 +427,7 @@ def test_a_killed_import_continues_to_the_same_bytes(
     teacher.import_distillkit(source, tmp_path / "whole")
     command = [sys.executable, "-m", "tests.foreign_rows", source, teacher.teaching.folder / "tokenizer"]
     result = subprocess.run([*command, tmp_path / "killed"], capture_output=True, text=True, check=True)
-    assert int(result.stdout) > 5
+    assert int(result.stdout) > 3
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert not (tmp_path / "killed.import").exists()
 
