@@ -9,23 +9,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from cache_builder.cli import cache as cache_command
+from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
 from cache_builder.plan import Work, choose_next, units_of
 from cache_builder.ray_engine import RayOptions, ray_engine
 from tests.caches import Teaching, files_of, make_teaching
 
 ROOT = Path(__file__).parents[1]
-needs_ray = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
-    reason="needs Ray: the ray extra",
-)
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: the ray extra")
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,23 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
         ray_engine(RayOptions())
     with pytest.raises(ConfigError, match="driver runs inside the cluster"):
         ray_engine(RayOptions(ray_address="ray://head:10001"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "ray", "--part", "0/2"], "with --engine ray, give --actors"),
+        (["--actors", "2", "--cpus-per-actor", "1"], "--actors is for --engine ray"),
+        (["--engine", "ray", "--set", "teacher.tensor_parallel=2"], "teacher.tensor_parallel is for torchrun"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_by_name(
+    arguments: list[str], message: str, teaching: Teaching, tmp_path: Path
+) -> None:
+    config = tmp_path / "experiment.toml"
+    save_experiment(teaching.experiment(tmp_path / "cache"), config)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        CliRunner().invoke(cache_command, ["build", str(config), *arguments], catch_exceptions=False)
 
 
 def test_a_worker_stays_with_its_checkpoint_and_then_goes_where_most_is_left_for_each() -> None:

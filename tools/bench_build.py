@@ -49,11 +49,12 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     from cache_builder.worker import Worker
 
     torch.set_num_threads(len(cores))
-    teacher = {"model": str(folder / "teacher"), "checkpoints": [str(folder / "teacher")]}
+    place = str(folder / "teacher")
+    teacher = {"model": place, "checkpoints": [place]}
     experiment = CacheExperiment.model_validate({"run": {"output_dir": str(folder)}, "data": {}, "teacher": teacher})
     store, cache = LocalStore(folder / "cache"), open_cache(str(folder / "cache"))
     tokenizer: Any = Vocabulary()
-    worker = Worker(experiment, store, cache.manifest, {NAME: teacher["model"]}, tokenizer, cache.corpus, None)
+    worker = Worker(experiment, store, cache.manifest, {NAME: place}, tokenizer, cache.corpus, None)
     with store.hold(part):
         worker.load(NAME)
         (work,) = divide(1, worker.writer(NAME).n_shards, part)
