@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.costs import BUILD_FOLDER, CostNote, read_costs
+from cache_builder.progress import BuildProgress
 from cache_builder.reader import open_cache
 from tests.caches import Teaching, files_of, make_teaching
 from tests.interruption import Stop, stop_at
@@ -62,6 +64,19 @@ def test_a_killed_builder_leaves_the_note_of_what_it_had_done(tmp_path: Path) ->
     (cost,), unreadable = read_costs(tmp_path)
     assert (cost.positions, cost.finished, unreadable) == (126, False, [])
     assert cost.seconds > 0
+
+
+def test_a_build_that_fails_is_noted_as_unfinished(tmp_path: Path) -> None:
+    console = Console(stderr=True)
+    for error in (None, ValueError):
+        with (
+            suppress(ValueError),
+            BuildProgress(console, "step-1", 9, CostNote(tmp_path, "step-1", "f", (0, 1), console)),
+        ):
+            if error:
+                raise error
+    costs, _ = read_costs(tmp_path)
+    assert [cost.finished for cost in costs] == [True, False]
 
 
 def test_what_is_not_a_note_is_named_and_not_counted(tmp_path: Path) -> None:

@@ -283,21 +283,23 @@ def test_runs_on_the_same_data_are_compared_row_by_row_and_others_are_not(tmp_pa
     tasks = {"triage": "accuracy"}
     first = with_settings(make_run(tmp_path / "first", methods=("td", "cd"), seeds=(0,), tasks=tasks), **same)
     worse = with_settings(make_run(tmp_path / "worse", methods=("td", "cd"), seeds=(0,), tasks=tasks), **same)
-    other = make_run(tmp_path / "other", methods=("td",), seeds=(0,), tasks={"codes": "exact_match"})
+    other = make_run(tmp_path / "other", methods=("td",), seeds=(0,), tasks={**tasks, "codes": "exact_match"})
     with_settings(other, data={"source": "snips"}, run={"seed": 0})
     for which in ("best", "last"):
         path = worse / "evaluate" / "td" / "seed-0" / which / "predictions.jsonl"
         rows = [json.loads(line) | {"score": 0.0} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fewer = worse / "evaluate" / "student_sft" / "predictions.jsonl"
+    fewer.write_text("".join(fewer.read_text().splitlines(keepends=True)[1:]))
     shutil.rmtree(other / "evaluate" / "td")
     index = write_report([first, worse, other, worse], tmp_path / "report")
     paired = {(row["run"], row["model"]): row for row in read_csv(index.parent / "runs_paired.csv")}
-    assert set(paired) == {("worse", name) for name in ("teacher SFT", "student SFT", "td", "cd")}
+    assert set(paired) == {("worse", name) for name in ("teacher SFT", "td", "cd")}, "equal rows of equal data"
     assert paired["worse", "td"]["verdict"] == "behind" and float(paired["worse", "td"]["high"]) < 0
     assert paired["worse", "cd"]["verdict"] == "" and float(paired["worse", "cd"]["ahead of first, ×100"]) == 0
     page = index.read_text(encoding="utf-8")
     assert (index.parent / "runs.png").is_file()
-    assert "The runs share no task with the same metric" in page
+    assert "Not all runs have codes (exact_match): means" in page
     assert "Not compared with first row by row" in page and "tasks and seed: other." in page
     assert "other: 1 thing is missing, listed under its name" in page
     assert page.count('class="text">td</td>') >= 2 and page.count("<article") == 3, "a run given twice is one"
