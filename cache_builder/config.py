@@ -120,7 +120,7 @@ class TeacherConfig(ModelConfig):
     checkpoints: Annotated[int, Field(ge=1, le=1000)] | Annotated[list[str], Field(min_length=1)] = 4
     """How many evenly spaced checkpoints our own fine-tuning saves, or a list of folders or hub ids, oldest first."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str] | None = None
-    """Spread a checkpoint that is read over GPUs, memory and disk: accelerate's ways, or a map of modules to devices."""
+    """Spread a checkpoint that is read over GPUs, memory and disk: a way of accelerate's, or modules and devices."""
     max_memory: dict[str, str] | None = None
     """What `device_map` may fill, such as {0 = "70GiB", cpu = "200GiB"}; all there is unless given."""
     offload_folder: str | None = None

@@ -24,7 +24,7 @@ from transformers import (
 from cache_builder.adapters import adapter_at, put_in
 from cache_builder.config import ModelConfig, TeacherConfig, expand
 from cache_builder.errors import ConfigError, MissingError, ModelError
-from cache_builder.placement import is_quantised, loading_options
+from cache_builder.placement import loading_options
 
 EOS_TOKEN = "<|end|>"
 PAD_TOKEN = "<|pad|>"
@@ -115,7 +115,7 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             "use_safetensors": True,
             **(parallel or loading_options(config, name, revision)),
         }
-        model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        return AutoModelForCausalLM.from_pretrained(name, **options).eval()
     except OSError as error:
         raise MissingError(f"model {location!r} could not be loaded: {_first_line(error)}") from error
     except (ConfigError, ModelError):
@@ -127,12 +127,6 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
             f"larger one (teacher.device_map, quantization, tensor_parallel): {_first_line(error)}"
         ) from error
-    if is_quantised(name, revision) and getattr(model, "hf_quantizer", None) is None:
-        raise ModelError(
-            f"model {location!r}: transformers does not know the quantisation that its config.json names and would "
-            f"read the weights as they are; expected a kind that it loads, or no quantization_config"
-        )
-    return model
 
 
 def _refuse_ways_of_loading(config: ModelConfig, location: str) -> None:

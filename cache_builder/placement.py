@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
 
 from cache_builder.config import ModelConfig, TeacherConfig, expand
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, ModelError
 
 
 def local_device() -> torch.device:
@@ -36,10 +37,12 @@ def loading_options(config: ModelConfig, name: str, revision: str | None) -> dic
 
     Raises:
         ConfigError: `device_map` together with several processes, which would all take the same GPUs.
+        ModelError: a quantisation that transformers does not know.
     """
     options: dict[str, Any] = {}
+    quantised = quantisation_of(name, revision) is not None
     if isinstance(config, TeacherConfig) and config.quantization is not None:
-        options["quantization_config"] = _quantization(config)
+        options["quantization_config"], quantised = _quantization(config), True
     if isinstance(config, TeacherConfig) and config.device_map is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
@@ -51,29 +54,38 @@ def loading_options(config: ModelConfig, name: str, revision: str | None) -> dic
             options["device_map"] = {module: _device(where) for module, where in config.device_map.items()}
         options["max_memory"] = config.max_memory and {_device(key): size for key, size in config.max_memory.items()}
         options["offload_folder"] = config.offload_folder and expand(config.offload_folder)
-    elif "quantization_config" in options or is_quantised(name, revision):
+    elif quantised:
         options["device_map"] = {"": local_device()}
     return options
 
 
-def is_quantised(name: str, revision: str | None) -> bool:
-    """Say whether a model's config.json names a quantisation."""
+def quantisation_of(name: str, revision: str | None) -> dict[str, Any] | None:
+    """Return the `quantization_config` in a model's config.json, if there is one.
+
+    Raises:
+        ModelError: transformers does not know its kind, and would read the weights as they are.
+    """
     found, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    return found.get("quantization_config") is not None
+    quantisation = found.get("quantization_config")
+    if quantisation and not AutoHfQuantizer.supports_quant_method(dict(quantisation)):
+        raise ModelError(
+            f"model {name!r}: transformers does not know the quantisation {quantisation.get('quant_method')!r} of its "
+            "config.json; expected a kind that it loads, or no quantization_config"
+        )
+    return quantisation or None
 
 
-def describe_dtype(model: PreTrainedModel, config: ModelConfig) -> str:
-    """Say in which numbers a model computes: `dtype`, or how it is quantised and what the rest of it has."""
+def describe_dtype(model: PreTrainedModel) -> str:
+    """Say in which numbers a model computes: how weights are quantised, and the type of those that are whole."""
+    dtype = str(next(model.get_input_embeddings().parameters()).dtype).removeprefix("torch.")
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
-        return config.dtype
+        return dtype
     how = quantizer.quantization_config
     kind = str(getattr(how.quant_method, "value", how.quant_method))
     if kind == "bitsandbytes":
         kind += " 4bit" if how.load_in_4bit else " 8bit"
-    if getattr(how, "dequantize", False):
-        kind += " dequantised"
-    return f"{kind}, {str(model.get_input_embeddings().weight.dtype).removeprefix('torch.')}"
+    return f"{kind}, {dtype}"
 
 
 def _quantization(config: TeacherConfig) -> Any:

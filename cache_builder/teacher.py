@@ -55,7 +55,7 @@ class Teacher:
         self.identity = CheckpointIdentity(
             name=name,
             weights_fingerprint=fingerprint,
-            dtype=describe_dtype(self.model, experiment.teacher),
+            dtype=describe_dtype(self.model),
             attn_implementation=str(self.model.config._attn_implementation),
         )
 

@@ -20,14 +20,14 @@ from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, distributed
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cache_builder.adapters import adapter_at
 from cache_builder.config import CacheExperiment, TeacherConfig
 from cache_builder.errors import ConfigError, ModelError, UserError
 from cache_builder.head import base_of
 from cache_builder.models import load_model, resolve
-from cache_builder.placement import local_device
+from cache_builder.placement import local_device, quantisation_of
 
 P = ParamSpec("P")
 LONGEST_WAIT = timedelta(days=7)
@@ -203,9 +203,9 @@ def _load_part(config: TeacherConfig, seed: int, location: str, size: int) -> Pr
     """Load this process's part of a checkpoint; every process of the group does so at the same time."""
     adapter = adapter_at(*resolve(location))
     name, revision = resolve(location if adapter is None else adapter.base_location)
-    found, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    if (found.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
+    if (quantisation_of(name, revision) or {}).get("quant_method") == "bitsandbytes":
         raise ModelError(f"model {location!r}: transformers cannot divide bitsandbytes weights; use teacher.device_map")
+    _check_heads(name, revision, config.trust_remote_code, size)
     try:
         from transformers.distributed import DistributedConfig
 
@@ -213,6 +213,17 @@ def _load_part(config: TeacherConfig, seed: int, location: str, size: int) -> Pr
     except (ImportError, TypeError) as error:
         raise ModelError("teacher.tensor_parallel needs transformers 5.21 or newer; update it") from error
     return load_model(config, seed, location, distributed_config=divided)
+
+
+def _check_heads(name: str, revision: str | None, trust_remote_code: bool, size: int) -> None:
+    """Refuse a number of processes among which the heads of attention cannot be divided evenly."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code).get_text_config()
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        count = getattr(config, heads, None)
+        if isinstance(count, int) and count % size:
+            raise ModelError(
+                f"model {name!r} has {heads} = {count}, which teacher.tensor_parallel = {size} cannot divide"
+            )
 
 
 def _whole_head(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, str]:

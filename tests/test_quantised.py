@@ -120,3 +120,12 @@ def set_quantisation(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {**config.get("quantization_config", {}), **changes}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_weights_that_are_made_whole_again_are_recorded_as_what_they_are(teaching: Teaching, tmp_path: Path) -> None:
+    """FP8 needs hardware for it; elsewhere transformers computes with whole weights, and says so only in its log."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU may compute in FP8")
+    folder = Path(shutil.copytree(teaching.folder / "step-2", tmp_path / "copy"))
+    set_quantisation(folder, quant_method="fp8")
+    assert load(teaching, folder, dtype="bfloat16").identity.dtype == "float32"  # as they are stored

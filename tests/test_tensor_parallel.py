@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.build import build_cache
 from cache_builder.config import CacheExperiment
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, ModelError
 from cache_builder.reader import open_cache
+from cache_builder.tensor_parallel import _load_part
 from tests.caches import Teaching, make_teaching
 from tests.teachers import load, save_adapters
 
@@ -94,3 +95,8 @@ def test_a_device_map_on_several_processes_is_refused(teaching: Teaching, monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process use every GPU, but this run has several"):
         load(teaching, teaching.folder / "base", device_map="auto")
+
+
+def test_heads_that_cannot_be_divided_are_refused_by_name(teaching: Teaching) -> None:
+    with pytest.raises(ModelError, match="num_key_value_heads = 2, which teacher.tensor_parallel = 4 cannot divide"):
+        _load_part(divided(teaching, 4).teacher, 0, str(teaching.folder / "base"), 4)
