@@ -80,8 +80,8 @@ def audit_cache(
     cache = open_cache(experiment.cache_url)
     if cache.manifest.imported is not None:
         raise CacheMismatchError(
-            f"cache {cache.url} was imported from {cache.manifest.imported.format} rows, which do not say which weights "
-            "gave them; there is nothing to compare"
+            f"cache {cache.url} was imported from {cache.manifest.imported.format} rows, which do not say which "
+            "weights gave them; there is nothing to compare"
         )
     complete = [known for known, _ in checkpoints if known in cache.checkpoints]
     name = name or (complete[-1] if complete else None)

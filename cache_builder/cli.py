@@ -208,8 +208,8 @@ def _print_imported(console: Console, facts: dict[str, Any]) -> None:
     imported, unknown = facts["imported"], sum(row["sequences_without_loss"] for row in facts["checkpoints"])
     tail = {"complement": "one minus the stored tokens' mass", "none": "not known"}[imported["tail"]]
     console.print(
-        f"imported from {imported['format']} rows: tail {tail}; no entropy, tail samples, held-out loss, probe or weights "
-        f"known; the teacher's loss is missing for {unknown:,} of {facts['sequences']:,} sequences; "
+        f"imported from {imported['format']} rows: tail {tail}; no entropy, tail samples, held-out loss, probe or "
+        f"weights known; the teacher's loss is missing for {unknown:,} of {facts['sequences']:,} sequences; "
         f"{imported['left_out']:,} tokens were left out because they have no target",
         soft_wrap=True,
     )

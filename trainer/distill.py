@@ -117,8 +117,8 @@ class DistillTrainer(SequenceTrainer):
         """Say how much of the mass the support keeps at the temperature: a top-k cache does not know the rest."""
         if self.cache.manifest.imported is not None and self.cache.manifest.imported.tail == "none":
             self._warn(
-                f"distill.temperature = {self.settings.temperature:g}: how much of {teacher}'s mass the imported tokens "
-                "hold is not known"
+                f"distill.temperature = {self.settings.temperature:g}: how much of {teacher}'s mass the imported "
+                "tokens hold is not known"
             )
             return
         targets = SparseTargets.from_numpy(self.cache.read(teacher, retained_rows(self.cache)))

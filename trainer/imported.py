@@ -49,7 +49,7 @@ def check_losses(cache: Cache, refused: str) -> None:
         unknown = np.flatnonzero(np.isnan(cache.losses(name)))
         if len(unknown):
             raise CacheMismatchError(
-                f"{refused}the teacher's loss is not known for {len(unknown):,} of {len(cache.corpus):,} sequences, the "
-                f"first being {cache.corpus.sample_ids[int(unknown[0])]!r}: a true token is outside the top "
+                f"{refused}the teacher's loss is not known for {len(unknown):,} of {len(cache.corpus):,} sequences, "
+                f"the first being {cache.corpus.sample_ids[int(unknown[0])]!r}: a true token is outside the top "
                 f"{cache.manifest.targets.top_k}, or the tail is not known; use the method without weighting"
             )
