@@ -7,8 +7,8 @@
 
 A block is as much as is read at once, not a shard: an epoch reads all chunks of all shards in another order each time,
 so shards would be fetched whole for one chunk and dropped before the next. For the same reason what a checkpoint reads
-never displaces its own blocks: where half of it fits, half of the reads stay here, and under plain LRU about a seventh
-would. What goes is the checkpoint, or the other cache, that was used least recently.
+never displaces its own blocks: where half of it fits, half of the reads stay here, and fewer under plain LRU
+(`tools/bench_stream.py`). What goes is the checkpoint, or the other cache, that was used least recently.
 
 A block is named by the cache's fingerprint and its file's SHA-256, and is checked when it is written and when it is
 read. A process may be killed at any instant: what it left half written is never read, and counts until it is removed.
