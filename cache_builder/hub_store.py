@@ -11,7 +11,7 @@ The token is huggingface_hub's own (`hf auth login`, or HF_TOKEN); this program 
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url, parse_hf_uri
@@ -178,25 +178,28 @@ class HubStore:
         self._commit, self._pending, self._committed_at = made.oid, [], time.monotonic()
 
     def commit(self, key: str, data: bytes) -> None:
-        self.finish([(key, data)], removed=[], message=f"Add {key}")
-
-    def remove(self, key: str) -> None:
-        self.finish([], removed=[key], message=f"Remove {key}")
-
-    def remove_tree(self, prefix: str) -> None:
-        self.finish([], removed=list(self._files(prefix)), message=f"Remove {prefix}")
-
-    def hold(self, part: tuple[int, int]) -> AbstractContextManager[None]:
+        """Refuse: a builder commits every shard by itself. What pushes a cache calls `upload` and `finish`."""
         raise ConfigError(
             f"cache {self.url}: no cache is built in a Hub repository, where each shard would be a git commit; build "
             "it in a folder or a bucket, then `footsteps cache push` it"
         )
 
+    def remove(self, key: str) -> None:
+        self.commit(key, b"")
+
+    def remove_tree(self, prefix: str) -> None:
+        if self._files(prefix):
+            self.commit(prefix, b"")
+
+    def hold(self, part: tuple[int, int]) -> AbstractContextManager[None]:
+        """Hold nothing: what writes names the commit before its own, and is refused where that has changed."""
+        return nullcontext()
+
     def hand(self) -> AbstractContextManager[None]:
-        return self.hold((0, 1))
+        return nullcontext()
 
     def stage(self) -> AbstractContextManager[None]:
-        return self.hold((0, 1))
+        return nullcontext()
 
     def _files(self, prefix: str) -> dict[str, RepoFile]:
         """Return every file below a prefix by its key."""

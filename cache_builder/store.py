@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +116,8 @@ class LocalStore:
                     if entry.name != LOCK_FOLDER:
                         pending.append(Path(entry.path))
                 else:
-                    found[Path(entry.path).relative_to(self.folder).as_posix()] = entry.stat().st_size
+                    with suppress(FileNotFoundError):  # a file being written has just got its name
+                        found[Path(entry.path).relative_to(self.folder).as_posix()] = entry.stat().st_size
         return found
 
     def exists(self, key: str) -> bool:

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder import format as names
 from cache_builder import hub_store
@@ -27,7 +28,7 @@ from cache_builder.sharing.card import CARD
 from cache_builder.sharing.offer import plan_offer
 from cache_builder.sharing.transfer import transfer
 from cache_builder.store import ARRIVING, LocalStore, open_store
-from tests.caches import files_of
+from tests.caches import files_of, make_teaching
 from tests.hub_server import TOKEN, Hub
 from tests.test_share import call, counts, data_files, write
 
@@ -76,6 +77,19 @@ def test_a_cache_on_the_hub_is_private_whole_in_one_commit_and_read_alike(
     assert files_of(tmp_path / "back") == files_of(source)
     there, here = open_cache(PLACE), open_cache(str(source))
     assert (there.read("b", [7, 3]).ids == here.read("b", [7, 3]).ids).all()
+
+
+def test_a_build_finds_a_complete_cache_there_and_adds_nothing(
+    hub: Hub, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., LlamaForCausalLM], tmp_path: Path
+) -> None:
+    teaching = make_teaching(tmp_path / "teaching", tokenizer, make_model, sequences=20)
+    teaching.build(tmp_path / "cache", only="step-1")
+    call("push", tmp_path / "cache", PLACE, "--checkpoint", "step-1")
+    commits = len(hub.repositories[REPOSITORY].messages)
+    assert teaching.build(PLACE, only="step-1")
+    with pytest.raises(ConfigError, match="no cache is built in a Hub repository"):
+        teaching.build(PLACE)
+    assert len(hub.repositories[REPOSITORY].messages) == commits
 
 
 def test_a_push_killed_between_uploads_sends_none_of_them_again(hub: Hub, source: Path) -> None:
@@ -129,7 +143,7 @@ def test_a_place_with_another_cache_or_another_writer_is_refused(
 
     def meanwhile(count: int) -> None:
         if count == 3:
-            HubStore(repository).commit("notes.md", b"of somebody else")
+            HubStore(repository).finish([("notes.md", b"of somebody else")], removed=[])
 
     hub.on_put = meanwhile
     hub.puts.clear()
@@ -145,9 +159,9 @@ def test_what_the_hub_refuses_is_one_message_without_a_secret(
         open_cache(f"{PLACE}-nowhere")
     with pytest.raises(ConfigError, match="is a model; expected hf://datasets"):
         open_store("hf://me/model")
-    with pytest.raises(ConfigError, match="then `footsteps cache push`"):
-        open_store(PLACE).hold((0, 1))
     call("push", source, PLACE)
+    with open_store(PLACE).hold((0, 1)), pytest.raises(ConfigError, match="then `footsteps cache push`"):
+        open_store(PLACE).commit("checkpoints/d/records/c/0/0", b"")
     missing = next(iter(hub.blobs))
     for path, data in hub.repositories[REPOSITORY].tree("main").items():
         if data == hub.blobs[missing]:

@@ -12,7 +12,6 @@ The place may hold other checkpoints of the same cache, which stay. Whatever els
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,13 +49,17 @@ def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callabl
     """
     if isinstance(place, HubStore):
         place.make_repository()
-    with nullcontext() if isinstance(place, HubStore) else place.hold((0, 1)):
+    with place.hold((0, 1)):
         sizes = check_place(offer, place)
         moved = Moved()
-        if names.ROOT not in sizes and ARRIVING not in sizes:
-            place.commit(ARRIVING, names.seal(offer.manifest))
-        bring = _bring_to_hub if isinstance(place, HubStore) else _bring
-        bring(offer, place, sizes, jobs, moved, done)  # type: ignore[arg-type]
+        arriving = [(ARRIVING, names.seal(offer.manifest))] if not {names.ROOT, ARRIVING} & sizes.keys() else []
+        if isinstance(place, HubStore):
+            place.finish(arriving, removed=[], message="Begin to add a cache of teacher targets")
+            _bring_to_hub(offer, place, sizes, jobs, moved, done)
+        else:
+            for key, data in arriving:
+                place.commit(key, data)
+            _bring(offer, place, sizes, jobs, moved, done)
         _complete(offer, place, sizes, card, moved)
     return moved
 
