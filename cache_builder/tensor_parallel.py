@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cache_builder.adapters import adapter_at
@@ -212,7 +213,13 @@ def _load_part(config: TeacherConfig, seed: int, location: str, size: int) -> Pr
         divided = DistributedConfig(tp_size=size, tp_plan=_whole_head(name, revision, config.trust_remote_code))
     except (ImportError, TypeError) as error:
         raise ModelError("teacher.tensor_parallel needs transformers 5.21 or newer; update it") from error
-    return load_model(config, seed, location, distributed_config=divided)
+    model = load_model(config, seed, location, distributed_config=divided)
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ModelError(
+            f"model {location!r}: {type(model).__name__} has no layers that transformers knows how to divide; "
+            "use teacher.device_map"
+        )
+    return model
 
 
 def _check_heads(name: str, revision: str | None, trust_remote_code: bool, size: int) -> None:
