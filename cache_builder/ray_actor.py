@@ -42,7 +42,7 @@ class Job:
         """Take from a build what means the same on another host, in another folder."""
         url = build.experiment.cache_url
         return cls(
-            CacheExperiment.model_validate(build.experiment.model_dump(include=set(CacheExperiment.model_fields))),
+            build.experiment,
             open_store(url if "://" in url else os.path.abspath(url)),
             build.manifest,
             {name: _absolute(location) for name, location in build.locations.items()},

@@ -9,6 +9,7 @@ costs the shard in flight and a loading. Hosts share the store and the checkpoin
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,18 +75,30 @@ def _on_ray(options: RayOptions, address: str | None, build: Build) -> Iterator[
 
     ours = not ray.is_initialized()
     if ours:
+        _check_that_it_answers(address)
         settings: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
             ray.init(**settings, logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    cluster = Cluster(ray, build, options)
+    members: list[Member] = []
     try:
-        yield cluster
+        yield Cluster(ray, build, options, members)
     finally:
-        cluster.dismiss()
+        for member in members:
+            ray.kill(member.handle)
         if ours:
             ray.shutdown()
+
+
+def _check_that_it_answers(address: str | None) -> None:
+    """Refuse an address where nothing listens at once; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"no Ray cluster at {address}: {error}; is its head up, at this port?") from error
 
 
 @dataclass
@@ -102,11 +115,11 @@ class Member:
 class Cluster:
     """The engine: deals units to actors."""
 
-    def __init__(self, ray: Any, build: Build, options: RayOptions) -> None:
-        self.ray, self.job, self.options = ray, build, options
+    def __init__(self, ray: Any, build: Build, options: RayOptions, members: list[Member]) -> None:
+        """Deal to the actors that it adds to `members`, for whoever opened the cluster to end them."""
+        self.ray, self.job, self.options, self.members = ray, build, options, members
         self.sent = [ray.put(Job.of(build))]
         self.gpus, self.actors = self._room()
-        self.members: list[Member] = []
 
     def fix_probe(self, anchor: str) -> None:
         self._hire(1)
@@ -139,11 +152,6 @@ class Cluster:
                     number = choose_next([name for name, _ in units], member.name, others)
                     member.name, member.work = units.pop(number)
                     running[member.handle.build.remote(self.sent, member.name, member.work)] = member
-
-    def dismiss(self) -> None:
-        """End every actor."""
-        for member in self.members:
-            self.ray.kill(member.handle)
 
     def _hire(self, actors: int) -> None:
         options = {"num_cpus": self.options.cpus_per_actor, "num_gpus": self.gpus}

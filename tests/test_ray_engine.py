@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from cache_builder.build import build_cache
 from cache_builder.cli import cache as cache_command
 from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
@@ -53,12 +55,14 @@ from cache_builder.build import build_cache
 from cache_builder.errors import UserError
 from cache_builder.ray_engine import RayOptions, ray_engine
 from tests.caches import Teaching
+from trainer.config import Experiment
 if __name__ == "__main__":
     actors, *folders = sys.argv[1:]
     failed = 0
     for folder, cache in zip(folders[::2], folders[1::2]):
         teaching = Teaching(Path(folder))
-        experiment = teaching.experiment(cache)
+        settings = teaching.experiment(cache).model_dump(exclude_unset=True)
+        experiment = Experiment.model_validate({**settings, "student": {"model": folder}})  # as the command reads it
         engine = ray_engine(RayOptions(actors=int(actors)))
         inputs = experiment, teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out
         try:
@@ -189,6 +193,17 @@ def test_options_that_do_not_go_together_are_refused_by_name(
     save_experiment(teaching.experiment(tmp_path / "cache"), config)
     with pytest.raises(ConfigError, match=re.escape(message)):
         CliRunner().invoke(cache_command, ["build", str(config), *arguments], catch_exceptions=False)
+
+
+@needs_ray
+def test_an_address_where_no_cluster_listens_is_refused_at_once(teaching: Teaching, tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        engine = ray_engine(RayOptions(ray_address=address))
+        inputs = teaching.experiment(tmp_path / "cache"), teaching.corpus, teaching.tokenizer, teaching.checkpoints
+        with pytest.raises(ConfigError, match=f"no Ray cluster at {address}: .*refused"):
+            build_cache(*inputs, engine=engine)
 
 
 def test_a_worker_stays_with_its_checkpoint_and_then_goes_where_most_is_left_for_each() -> None:
