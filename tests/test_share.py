@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder import format as names
 from cache_builder.cli import cache as cache_command
@@ -32,7 +34,9 @@ from cache_builder.sharing.transfer import transfer
 from cache_builder.store import ARRIVING, LocalStore, Store, open_store
 from cache_builder.verify import verify_cache
 from tests.builders import die_at_fsync
-from tests.caches import files_of
+from tests.caches import files_of, make_teaching
+from tests.foreign_rows import EXACT
+from tests.test_interchange import SEQUENCES, Teacher
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
 SMALL = Synthetic(
@@ -279,6 +283,19 @@ def test_the_card_says_what_it_is_and_an_edited_one_is_kept(source: Path, tmp_pa
     call("push", source, place)
     assert (place / "README.md").read_text() == edited
     assert is_ours(card.encode()) and not is_ours(edited.encode())
+
+
+def test_an_imported_cache_without_a_probe_is_shared_and_its_card_says_what_it_is(
+    tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., LlamaForCausalLM], tmp_path: Path
+) -> None:
+    teacher = Teacher(
+        make_teaching(tmp_path / "teaching", tokenizer, make_model, sequences=SEQUENCES), make_model(seed=3)
+    )
+    teacher.import_distillkit(teacher.distillkit(tmp_path / "rows", EXACT), tmp_path / "cache")
+    call("push", tmp_path / "cache", tmp_path / "place")
+    call("pull", tmp_path / "place", tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "cache")
+    assert "imported from | distillkit; mass outside the support:" in (tmp_path / "place" / "README.md").read_text()
 
 
 def test_nothing_in_a_card_comes_out_of_a_cache_as_markup(source: Path) -> None:
