@@ -38,7 +38,7 @@ DIE_WITH_PARENT = 1
 GAVE_UP = 3
 """Exit status of a builder that could not reach the store, and said so in a message for the user."""
 drivers: list[subprocess.Popen[bytes]] = []
-LIFE_SECONDS = {"parts": (0.3, 0.1), "ray": (20.0, 3.0)}
+LIFE_SECONDS = {"parts": (0.3, 0.1), "ray": (40.0, 10.0)}
 """How long a driver lives at most before something dies, and how much longer after each death."""
 
 
@@ -158,7 +158,7 @@ def storm(engine: str, teaching: Teaching, cache: str, seed: int, wire: Wire | N
 
 def wait_for_the_end_of(processes: set[psutil.Process]) -> None:
     """Wait until the last of a killed driver's processes has died as well."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         assert time.monotonic() < until, processes
         time.sleep(0.01)
