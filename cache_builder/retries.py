@@ -1,6 +1,6 @@
 """Requests to a store that may fail for a passing reason: repeated a few times, then one message without secrets.
 
-    attempt(action) ─▶ fails ─▶ 1 s ─▶ fails ─▶ 2 s ─▶ … 16 s ─▶ CacheUnreachableError
+attempt(action) ─▶ fails ─▶ 1 s ─▶ fails ─▶ 2 s ─▶ … 16 s ─▶ CacheUnreachableError
 """
 
 import errno
