@@ -1,4 +1,4 @@
-"""LoRA students and teachers: adapters are trained and resumed, saved as they are or merged, and load like any model."""
+"""LoRA students and teachers: adapters are trained and resumed, saved as they are or merged, load like any model."""
 
 import json
 from pathlib import Path

@@ -98,5 +98,5 @@ def test_a_device_map_on_several_processes_is_refused(teaching: Teaching, monkey
 
 
 def test_heads_that_cannot_be_divided_are_refused_by_name(teaching: Teaching) -> None:
-    with pytest.raises(ModelError, match="num_key_value_heads = 2, which teacher.tensor_parallel = 4 cannot divide"):
+    with pytest.raises(ModelError, match=r"num_key_value_heads = 2, which teacher\.tensor_parallel = 4 cannot divide"):
         _load_part(divided(teaching, 4).teacher, 0, str(teaching.folder / "base"), 4)

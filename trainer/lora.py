@@ -3,8 +3,9 @@
     base, frozen ─▶ adapters in its layers, trained ─▶ best/ last/   adapter_config.json, adapter_model.safetensors
                                           └─▶ merge ─▶ best/ last/   config.json, model.safetensors
 
-A teacher's checkpoints stay adapters: the cache's builder then loads their base once. An adapter folder loads like a model wherever transformers finds peft and the base that it names. The head is never
-adapted: the loss reads its weight directly.
+A teacher's checkpoints stay adapters: the cache's builder then loads their base once. An adapter folder loads like a
+model wherever transformers finds peft and the base that it names. The head is never adapted: the loss reads its weight
+directly.
 """
 
 import shutil
