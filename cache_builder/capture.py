@@ -22,6 +22,7 @@ from cache_builder.batches import Batch
 from cache_builder.errors import ConfigError, ModelError
 from cache_builder.extract import BLOCK, LOWEST, extract, log_sum_exp, logp_and_rest, top
 from cache_builder.head import Head, compute_weight, hidden_states_at, project, verify_head
+from cache_builder.records import Targets
 
 CPU_CHUNK, GPU_CHUNK = 512, 1024
 """Positions of a chunk. On a CPU a head's matmul of 256 took an eighth longer per position than one of 512."""
@@ -38,22 +39,10 @@ class NonFiniteError(ModelError):
         self.row = row
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What one checkpoint says at the M positions of a batch; numpy, before quantisation."""
+@dataclass
+class Captured(Targets):
+    """What one checkpoint says at the M positions of a batch, before quantisation."""
 
-    ids: np.ndarray
-    """[M, K] int64, by falling probability; unused slots repeat slot 0's id."""
-    logp: np.ndarray
-    """[M, K] float32, −inf in unused slots."""
-    samples: np.ndarray
-    """[M, S] int64, drawn from the tail; slot 0's id where the tail is empty."""
-    log_tail: np.ndarray
-    """[M] float32, −inf where the support is the whole vocabulary."""
-    gold: np.ndarray
-    """[M] float32, log-probability of the true token."""
-    entropy: np.ndarray
-    """[M] float32, of the full distribution."""
     loss: np.ndarray
     """[B] float64, −Σ gold over the sequence's positions."""
     probe_logp: np.ndarray | None = None

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import TypeVar
 
 import numpy as np
@@ -112,8 +113,8 @@ class Teacher:
                     top_p=options.top_p,
                     uniforms_MS=uniforms,
                 )
-            for field in ("ids", "logp", "samples", "log_tail", "gold", "entropy"):
-                getattr(targets, field)[positions - start] = getattr(captured, field)
+            for field in fields(Targets):
+                getattr(targets, field.name)[positions - start] = getattr(captured, field.name)
         return targets
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
