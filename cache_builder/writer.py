@@ -167,6 +167,10 @@ class CheckpointWriter:
                 done[shard] = entry
         return done
 
+    def is_shard_done(self, shard: int) -> bool:
+        """Say whether one shard is committed; quick where it is not."""
+        return self.store.exists(f"{self.group}/{LEDGER}/{shard}.json") and shard in self.shards_done()
+
     def extras_done(self) -> Extras | None:
         """Return the held-out loss and the probe's ledger, if they are there."""
         sizes = self.store.sizes(self.group)

@@ -29,7 +29,10 @@ def proxy(bucket: str) -> Iterator[BreakingProxy]:
         yield proxy
 
 
-def test_connections_that_break_a_few_times_are_not_noticed(quick: None, proxy: BreakingProxy, bucket: str) -> None:
+def test_connections_that_break_a_few_times_are_not_noticed(
+    quick: None, proxy: BreakingProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.01,) * (CLIENT_ATTEMPTS + 1))  # s3fs does not repeat every error
     store = RemoteStore(f"{bucket}/broken")
     proxy.broken = CLIENT_ATTEMPTS + 1
     store.commit("a/b", b"bytes")
