@@ -62,7 +62,7 @@ def distillation_loss(
     if targets is None:
         targets = SparseTargets.empty(len(gold_M), hidden_MD.device)
     if chunk_positions is None:
-        chunk_positions = 256 if hidden_MD.device.type == "cpu" else 1024
+        chunk_positions = 512 if hidden_MD.device.type == "cpu" else 1024
     return LossOutput(
         *_FusedLoss.apply(
             hidden_MD,
