@@ -80,7 +80,7 @@ class Teaching:
 
 
 def make_teaching(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., LlamaForCausalLM], sequences: int = 60
+    folder: Path, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., LlamaForCausalLM], sequences: int
 ) -> Teaching:
     """Save a tokenizer, two random checkpoints and two corpora below `folder`."""
     tokenizer.save_pretrained(folder / "tokenizer")

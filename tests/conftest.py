@@ -15,6 +15,7 @@ from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.models import train_tokenizer
 from cache_builder.prepare import Prepared
 from cache_builder.reader import Cache, open_cache
+from tests.caches import Teaching, make_teaching
 from tests.object_store import s3_bucket
 from tests.toys import DROPOUT, color_examples, load_toy, write_toy
 from trainer.config import Experiment
@@ -52,6 +53,26 @@ def make_model() -> Callable[..., LlamaForCausalLM]:
             return LlamaForCausalLM(config).eval()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def teaching(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerBase,
+    make_model: Callable[..., LlamaForCausalLM],
+) -> Teaching:
+    """Two checkpoints, and a corpus of the module's SEQUENCES, 60 unless it has any."""
+    sequences = getattr(request.module, "SEQUENCES", 60)
+    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=sequences)
+
+
+@pytest.fixture(scope="module")
+def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of an uninterrupted build of the teaching by one process."""
+    cache = tmp_path_factory.mktemp("built") / "cache"
+    assert teaching.build(cache)
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM
 
 from cache_builder.build import build_cache, teacher_checkpoints
 from cache_builder.corpus import build_corpus
@@ -27,7 +27,7 @@ from cache_builder.plan import divide, parse_part, probe_rows, rows_between
 from cache_builder.reader import open_cache
 from cache_builder.store import LocalStore
 from cache_builder.verify import verify_cache
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 from tests.conftest import color_examples
 
 HOLD = """
@@ -40,21 +40,8 @@ with LocalStore(Path(sys.argv[1])).hold((int(sys.argv[2]), int(sys.argv[3]))):
 """
 
 
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=120)
-
-
-@pytest.fixture(scope="module")
-def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted build."""
-    cache = tmp_path_factory.mktemp("built") / "cache"
-    assert teaching.build(cache)
-    return cache
+SEQUENCES = 120
+"""Of the teaching."""
 
 
 def load(teaching: Teaching, name: str) -> LlamaForCausalLM:

@@ -25,7 +25,7 @@ def config(
 ) -> Path:
     """An experiment with two ready checkpoints and a built cache."""
     folder = tmp_path_factory.mktemp("experiment")
-    teaching = make_teaching(folder / "teaching", tokenizer, make_model)
+    teaching = make_teaching(folder / "teaching", tokenizer, make_model, sequences=60)
     for name, examples in (("train", color_examples(50)), ("validation", color_examples(56)[50:])):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(example) for example in examples))
     experiment = {

@@ -5,19 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.costs import BUILD_FOLDER, CostNote, read_costs
 from cache_builder.progress import BuildProgress
 from cache_builder.reader import open_cache
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 from tests.interruption import Stop, stop_at
 from trainer.distill import distill
 
@@ -31,15 +29,6 @@ note.add(63)
 note.add(63)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model)
 
 
 def test_every_builder_notes_its_positions_time_and_memory_outside_the_cache(

@@ -4,36 +4,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.store import open_store
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 from tests.hosts import address, network
 from tests.object_store import s3_bucket
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=240)
-
-
-@pytest.fixture(scope="module")
-def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build by one process."""
-    cache = tmp_path_factory.mktemp("built") / "cache"
-    assert teaching.build(cache)
-    return cache
+SEQUENCES = 240
+"""Of the teaching."""
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM
 
 from cache_builder.build import build_cache
 from cache_builder.cli import cache as cache_command
@@ -25,27 +25,14 @@ from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
 from cache_builder.plan import Work, choose_next, units_of
 from cache_builder.ray_engine import RayOptions, ray_engine
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 
 ROOT = Path(__file__).parents[1]
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: the ray extra")
 
 
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=600)
-
-
-@pytest.fixture(scope="module")
-def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local build."""
-    cache = tmp_path_factory.mktemp("built") / "cache"
-    assert teaching.build(cache)
-    return cache
+SEQUENCES = 600
+"""Of the teaching."""
 
 
 DRIVER = """

@@ -6,11 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.errors import CacheBusyError, CacheDamagedError, CacheIncompleteError, ConfigError, MissingError
 from cache_builder.locks import machine
@@ -18,7 +16,7 @@ from cache_builder.reader import open_cache
 from cache_builder.remote_store import LEASE_SECONDS, RemoteStore, is_over
 from cache_builder.store import LocalStore, open_store
 from cache_builder.verify import verify_cache
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 from tools.make_fixture_cache import FIXTURE
 from tools.synthetic_cache import write_synthetic_cache
 
@@ -37,15 +35,6 @@ def counting(self, key, data):
 RemoteStore.commit = counting
 Teaching(Path(sys.argv[1])).build(sys.argv[2])
 """
-
-
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model)
 
 
 def remote_files(store: RemoteStore) -> dict[str, bytes]:

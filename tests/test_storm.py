@@ -8,35 +8,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.store import open_store
-from tests.caches import Teaching, files_of, make_teaching
+from tests.caches import Teaching, files_of
 from tests.object_store import s3_bucket
 
 LONG = int(os.environ.get("FOOTSTEPS_STORM", "0"))
 
 
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=600)
-
-
-@pytest.fixture(scope="module")
-def built(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build on a calm day."""
-    cache = tmp_path_factory.mktemp("built") / "cache"
-    assert teaching.build(cache)
-    return cache
+SEQUENCES = 600
+"""Of the teaching."""
 
 
 long = pytest.mark.skipif(not LONG, reason="long: set FOOTSTEPS_STORM")

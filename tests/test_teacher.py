@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM
 
 from cache_builder.adapters import SharedBase
 from cache_builder.errors import MissingError, ModelError
 from cache_builder.models import load_model, weights_fingerprint
-from tests.caches import Teaching, make_teaching
+from tests.caches import Teaching
 from tests.teachers import OPTIONS, assert_same, differ, load, save_adapters, say
 
 pytestmark = [
@@ -32,13 +32,8 @@ ON_DISK = {
 }
 
 
-@pytest.fixture(scope="module")
-def teaching(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Teaching:
-    return make_teaching(tmp_path_factory.mktemp("teaching"), tokenizer, make_model, sequences=12)
+SEQUENCES = 12
+"""Of the teaching."""
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ def test_a_shard_without_its_ledger_entry_is_not_there(
     monkeypatch.undo()
     assert writer.store.exists("checkpoints/step-1/records/c/0/0")
     assert writer.shards_done() == {}
+    assert not writer.is_shard_done(0)
 
 
 @pytest.mark.parametrize("damage", ["shard cut", "entry changed", "shard gone"])
@@ -87,6 +88,7 @@ def test_an_unfinished_unit_that_was_damaged_counts_as_not_done(writer: Checkpoi
     else:
         entry.write_bytes(entry.read_bytes().replace(b"1", b"2", 1))
     assert sorted(writer.shards_done()) == [1]
+    assert [writer.is_shard_done(shard) for shard in (0, 1)] == [False, True]
 
 
 def test_a_damaged_chunk_stops_the_checkpoint_from_being_completed(writer: CheckpointWriter) -> None:
