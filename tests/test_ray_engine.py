@@ -19,12 +19,14 @@ import torch
 from click.testing import CliRunner
 from transformers import LlamaForCausalLM
 
-from cache_builder.build import build_cache
+from cache_builder.build import Build, build_cache
 from cache_builder.cli import cache as cache_command
 from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
 from cache_builder.plan import Work, choose_next, units_of
+from cache_builder.ray_actor import Actor
 from cache_builder.ray_engine import RayOptions, ray_engine
+from cache_builder.worker import Worker
 from tests.caches import Teaching, files_of
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +165,28 @@ def test_after_a_killed_driver_the_build_continues_at_once_and_a_bad_teacher_is_
     assert files_of(cache) == files_of(built)
     assert {shard: shard.stat().st_mtime_ns for shard in committed} == committed
     assert not is_alive(orphan)
+
+
+def test_a_shard_that_a_dead_actor_had_committed_is_counted_and_not_written_again(
+    teaching: Teaching, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert not teaching.build(cache, part=(0, 4))  # the first half of step-1
+    job = Build(
+        teaching.experiment(cache), teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out
+    )
+    actor = Actor(0, 1)
+    actor.worker = Worker(
+        job.experiment, job.store, job.manifest, job.locations, job.tokenizer, job.corpus, job.held_out
+    )
+    writer = actor.worker.writer("step-1")
+    there, missing = 0, writer.n_shards - 1
+    committed = (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns
+    positions = sum(end - start for start, end in (writer.spec.span(shard) for shard in (there, missing)))
+    with job.store.hold((0, 1)):
+        assert actor.build([], "step-1", Work(0, (there, missing), extras=False))[0] == positions
+    assert (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns == committed
+    assert writer.is_shard_done(missing)
 
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
