@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cache_builder import extract as extract_module
-from cache_builder.extract import draw, extract, top
+from cache_builder.extract import draw, extract, log_sum_exp, logp_and_rest, slices, top
 
 
 def test_the_two_stages_find_the_same_winners_as_one(monkeypatch):
@@ -64,6 +64,29 @@ def test_tail_samples_follow_the_tail():
     common = tail * draws > 5
     chi_square = ((counts - tail * draws) ** 2 / (tail * draws))[common].sum() / common.sum()
     assert 0.7 < chi_square < 1.3
+
+
+def test_a_chunk_taken_by_slices_is_the_chunk_taken_whole(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(11, 320, generator=generator) * 3
+    gold = torch.randint(320, (11,), generator=generator)
+    numbers = torch.rand(11, 5, generator=generator, dtype=torch.float64)
+    ids = torch.arange(7).expand(11, 7)
+
+    def everything():
+        return (
+            *extract(logits.clone(), 320, gold, numbers, 6, 0.9),
+            *log_sum_exp(logits.clone()),
+            *logp_and_rest(logits.clone(), ids),
+        )
+
+    assert len(list(slices(logits))) == 1
+    whole = everything()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(extract_module, "_CACHED_LOGITS", 4 * 320)
+    assert [len(logits[rows]) for rows in slices(logits)] == [4, 4, 3]
+    for sliced, expected in zip(everything(), whole, strict=True):
+        torch.testing.assert_close(sliced, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [4, 64])
