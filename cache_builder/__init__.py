@@ -7,6 +7,6 @@
 Reading needs neither torch nor the trainer.
 """
 
-from cache_builder.reader import Cache, Targets, open_cache
+from cache_builder.cache.reader import Cache, Targets, open_cache
 
 __all__ = ["Cache", "Targets", "open_cache"]

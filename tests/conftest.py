@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cache_builder.build import build_cache, teacher_checkpoints
-from cache_builder.models import train_tokenizer
-from cache_builder.prepare import Prepared
-from cache_builder.reader import Cache, open_cache
-from tests.caches import Teaching, make_teaching
-from tests.object_store import s3_bucket
-from tests.toys import DROPOUT, color_examples, load_toy, write_toy
+from cache_builder.build.build import build_cache, teacher_checkpoints
+from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.data.prepare import Prepared
+from cache_builder.models.loading import train_tokenizer
+from tests.support.caches import Teaching, make_teaching
+from tests.support.object_store import s3_bucket
+from tests.support.toys import DROPOUT, color_examples, load_toy, write_toy
 from trainer.config import Experiment
-from trainer.sft import sft_student, sft_teacher
-from trainer.student_losses import write_student_losses
+from trainer.stages.sft import sft_student, sft_teacher
+from trainer.stages.student_losses import write_student_losses
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +113,7 @@ def bucket() -> Iterator[str]:
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep models on the CPU, also where there is a GPU, so that they can be compared bit for bit."""
-    monkeypatch.setattr("cache_builder.placement.local_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("cache_builder.models.placement.local_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,11 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)
     import torch
 
+    from cache_builder.build.work_units import divide
+    from cache_builder.build.worker import Worker
+    from cache_builder.cache.reader import open_cache
     from cache_builder.config import CacheExperiment
-    from cache_builder.plan import divide
-    from cache_builder.reader import open_cache
-    from cache_builder.store import LocalStore
-    from cache_builder.worker import Worker
+    from cache_builder.storage.base import LocalStore
 
     torch.set_num_threads(len(cores))
     place = str(folder / "teacher")
@@ -67,7 +67,7 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
 
 def run(folder: Path, builders: int, cores_each: int) -> tuple[float, float, int]:
     """Build a cache with so many builders; return the rate, the whole's rate and the positions."""
-    from cache_builder.reader import open_cache
+    from cache_builder.cache.reader import open_cache
 
     cores = sorted(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "tools.bench_build", "--child", str(folder)]
@@ -101,9 +101,9 @@ def prepare(folder: Path, positions: int, shards: int, args: argparse.Namespace)
     import numpy as np
     import torch
 
-    from cache_builder.format import CheckpointIdentity
-    from cache_builder.store import LocalStore
-    from cache_builder.writer import create_cache, write_order, write_probe
+    from cache_builder.cache.writer import create_cache, write_order, write_probe
+    from cache_builder.format.manifest import CheckpointIdentity
+    from cache_builder.storage.base import LocalStore
     from tools.measuring import make_model
     from tools.synthetic_cache import Synthetic, manifest_of
 

@@ -30,14 +30,14 @@ from tools.cache_curve import curve
 
 def rates(arguments: argparse.Namespace) -> None:
     """Print write and read rates on one core."""
-    from cache_builder.reader import open_cache
-    from cache_builder.records import RecordLayout, decode_records, encode_records, records_spec
-    from cache_builder.shards import encode_shard
-    from cache_builder.store import LocalStore
-    from cache_builder.writer import CheckpointWriter
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.cache.writer import CheckpointWriter
+    from cache_builder.format.records import RecordLayout, decode_records, encode_records, records_spec
+    from cache_builder.format.zarr_shards import encode_shard
+    from cache_builder.storage.base import LocalStore
     from tools.measuring import append_rows
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
-    from trainer.order import epoch_order
+    from trainer.loop.order import epoch_order
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
@@ -125,10 +125,10 @@ def _child(action: str, folder: str, sequences: int) -> float:
 
 def memory_child(arguments: argparse.Namespace) -> None:
     """Write or read one cache and print this process's peak memory in MiB."""
-    from cache_builder.reader import open_cache
-    from cache_builder.store import LocalStore
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.storage.base import LocalStore
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
-    from trainer.order import epoch_order
+    from trainer.loop.order import epoch_order
 
     if arguments.action == "write":
         write_synthetic_cache(LocalStore(arguments.folder), Synthetic(arguments.sequences, mean_positions=8))

@@ -14,10 +14,10 @@ import argparse
 import numpy as np
 import torch
 
-from cache_builder.batches import collate
-from cache_builder.capture import capture
-from cache_builder.head import verify_head
-from cache_builder.targets import tail_uniforms
+from cache_builder.capture.capture import capture
+from cache_builder.data.batching import collate
+from cache_builder.models.lm_head import verify_head
+from cache_builder.targets.sparse import tail_uniforms
 from tools.measuring import Measured, make_model, measure, parameters, report
 
 SEQUENCE_TOKENS = 512

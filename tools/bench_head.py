@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cache_builder.head import Head
+from cache_builder.models.lm_head import Head
 from tools.bench_loss import random_targets, sparse_loss
 from tools.measuring import Measured, measure, report
-from trainer.losses import distillation_loss
+from trainer.loss.fused import distillation_loss
 
 
 def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], dict[str, object]]:

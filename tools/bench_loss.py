@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cache_builder.batches import collate
-from cache_builder.head import hidden_states_at
-from cache_builder.targets import SparseTargets
+from cache_builder.data.batching import collate
+from cache_builder.models.lm_head import hidden_states_at
+from cache_builder.targets.sparse import SparseTargets
 from tools.measuring import Measured, make_model, measure, parameters, report
-from trainer.losses import distillation_loss
+from trainer.loss.fused import distillation_loss
 
 TOP_K, TAIL_SAMPLES = 16, 8
 SEQUENCE_TOKENS = 512

@@ -64,7 +64,7 @@ def main() -> None:
 
 def write(folder: Path, shards: int, chunks_per_shard: int, sequences: int) -> None:
     """Write a cache of so many shards, each of so many chunks of as few positions as its sequences need."""
-    from cache_builder.store import LocalStore
+    from cache_builder.storage.base import LocalStore
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
     class Unflushed(LocalStore):
@@ -90,10 +90,10 @@ def write(folder: Path, shards: int, chunks_per_shard: int, sequences: int) -> N
 
 def measure(folder: Path, *_: int) -> dict[str, Any]:
     """Return the figures of the cache in `folder`; this process must be a fresh one."""
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.cache.writer import CheckpointWriter
     from cache_builder.memory import peak_memory_mib, reset_peak_memory
-    from cache_builder.reader import open_cache
-    from cache_builder.writer import CheckpointWriter
-    from trainer.order import epoch_order
+    from trainer.loop.order import epoch_order
 
     ledger = folder / "checkpoints" / "step-1" / "zarr.json"
     reset_peak_memory()

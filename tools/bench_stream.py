@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cache_builder.format import LedgerEntry
-from cache_builder.local_copy import OWN_BYTES, cost
-from cache_builder.reader import Cache, open_cache
-from cache_builder.remote_store import RemoteStore
-from cache_builder.store import LocalStore
+from cache_builder.cache.disk_cache import OWN_BYTES, cost
+from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.format.manifest import LedgerEntry
+from cache_builder.storage.base import LocalStore
+from cache_builder.storage.object_store import RemoteStore
 from tools.measuring import append_rows, measure, report
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
-from trainer.order import RowStream
+from trainer.loop.order import RowStream
 
 URL = "memory://bench-stream/cache"
 CHECKPOINT, BATCH, WINDOW_CHUNKS, EPOCHS = "step-1", 8, 16, 4

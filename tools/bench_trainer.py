@@ -24,16 +24,16 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from cache_builder.reader import Cache, open_cache
-from cache_builder.store import LocalStore
+from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.storage.base import LocalStore
 from tools.measuring import Measured, make_model, parameters, report
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.config import DistillConfig
-from trainer.distill import DistillTrainer
-from trainer.loop import LoopSettings
-from trainer.methods import get_method
-from trainer.order import RowStream
-from trainer.rows import CachedRows
+from trainer.loop.dataset import CachedRows
+from trainer.loop.order import RowStream
+from trainer.loop.trainer import LoopSettings
+from trainer.methods.methods import get_method
+from trainer.stages.distill import DistillTrainer
 
 BATCH = 8
 SKIPPED_STEPS = 3

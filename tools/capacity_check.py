@@ -72,13 +72,13 @@ per_device_train_batch_size = 32
 
 def run(config: Path) -> dict[str, float]:
     """Build and train; return the seconds and bytes that it took."""
-    from cache_builder.build import build_cache, teacher_checkpoints
+    from cache_builder.build.build import build_cache, teacher_checkpoints
+    from cache_builder.build.costs import read_costs
+    from cache_builder.cache.reader import open_cache
     from cache_builder.config import load_experiment
-    from cache_builder.costs import read_costs
-    from cache_builder.prepare import Prepared
-    from cache_builder.reader import open_cache
+    from cache_builder.data.prepare import Prepared
     from trainer.config import Experiment
-    from trainer.distill import distill
+    from trainer.stages.distill import distill
 
     experiment = load_experiment(Experiment, config)
     prepared = Prepared(experiment)

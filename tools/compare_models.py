@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_builder.errors import DataError, MissingError, UserError
-from trainer.statistics import mcnemar, paired_bootstrap
+from trainer.evaluation.statistics import mcnemar, paired_bootstrap
 
 Scores = dict[str, dict[str, float]]
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache_builder.batches import Batch
-from cache_builder.head import hidden_states_at
-from cache_builder.targets import SparseTargets
-from trainer.losses import Divergence
+from cache_builder.data.batching import Batch
+from cache_builder.models.lm_head import hidden_states_at
+from cache_builder.targets.sparse import SparseTargets
+from trainer.loss.fused import Divergence
 
 
 def log_probabilities(model: nn.Module, batch: Batch, vocab_size: int) -> Tensor:

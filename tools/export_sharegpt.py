@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from cache_builder.config import load_experiment
-from cache_builder.data import Example, load_splits
+from cache_builder.data.examples import Example, load_splits
 from cache_builder.errors import UserError
 from trainer.config import Experiment
 

@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from cache_builder.batches import Batch
-from cache_builder.build import teacher_checkpoints
+from cache_builder.build.build import teacher_checkpoints
+from cache_builder.cache.reader import open_cache
 from cache_builder.config import load_experiment
+from cache_builder.data.batching import Batch
+from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
-from cache_builder.models import check_vocabulary, is_model_folder, load_model
-from cache_builder.prepare import Prepared
-from cache_builder.reader import open_cache
-from cache_builder.targets import SparseTargets
+from cache_builder.models.loading import check_vocabulary, is_model_folder, load_model
+from cache_builder.targets.sparse import SparseTargets
 from tools.dense_divergence import allowed_error, dense_divergence, log_probabilities
 from tools.measuring import parameters
 from trainer.config import Experiment
-from trainer.crossfit import read_aw_losses
-from trainer.distill import DistillTrainer, check_cache
-from trainer.forward import Objective
-from trainer.loop import BATCH_KEYS, LoopSettings
-from trainer.lora import load_student
-from trainer.methods import get_method
-from trainer.order import RowStream
-from trainer.rows import CachedRows
-from trainer.run_costs import Agreement
-from trainer.schedules import StageChoice
-from trainer.student_losses import student_sft_folder
-from trainer.weighting import adaptive_weights, hard_weights
+from trainer.loop.dataset import CachedRows
+from trainer.loop.order import RowStream
+from trainer.loop.trainer import BATCH_KEYS, LoopSettings
+from trainer.loss.forward import Objective
+from trainer.methods.methods import get_method
+from trainer.methods.schedules import StageChoice
+from trainer.methods.weighting import adaptive_weights, hard_weights
+from trainer.report.run.run_costs import Agreement
+from trainer.stages.crossfit import read_aw_losses
+from trainer.stages.distill import DistillTrainer, check_cache
+from trainer.stages.lora import load_student
+from trainer.stages.student_losses import student_sft_folder
 
 SKIPPED_STEPS = 2
 ARITHMETIC = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
@@ -201,7 +201,7 @@ def batches_of(trainer: Replay, steps: int) -> Iterator[dict[str, Any]]:
     trainer.sampler.teacher, size = trainer.checkpoint, trainer.args.per_device_train_batch_size
     items = list(trainer.sampler)[: steps * trainer.settings.config.sequences_per_step]
     for start in range(0, len(items), size):
-        yield trainer.rows.__getitems__(items[start : start + size])
+        yield trainer.loop.dataset.__getitems__(items[start : start + size])
 
 
 def check(stage: Stage, steps: int) -> dict[str, Any]:

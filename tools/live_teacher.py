@@ -23,10 +23,10 @@ from typing import Any
 import transformers
 
 from cache_builder.errors import UserError
-from cache_builder.stages import write_json
+from cache_builder.steps import write_json
 from tools.live_replay import Stage, check, replay
 from tools.measuring import commit, hardware
-from trainer.run_costs import LIVE_FILE, Agreement, Arm, LiveTeacher, LiveTeachers, read_live
+from trainer.report.run.run_costs import LIVE_FILE, Agreement, Arm, LiveTeacher, LiveTeachers, read_live
 
 
 def in_its_own_process(arm: str, args: argparse.Namespace) -> dict[str, Any]:

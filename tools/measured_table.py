@@ -1,4 +1,4 @@
-"""Make trainer/measured.toml, the figures that plans are made from, out of tools/results/*.csv.
+"""Make trainer/planning/measured.toml, the figures that plans are made from, out of tools/results/*.csv.
 
     python -m tools.measured_table [--results tools/results]
 
@@ -18,7 +18,7 @@ import numpy as np
 import tomli_w
 
 from tools.measuring import RESULTS
-from trainer.measured import FILE
+from trainer.planning.measured import FILE
 
 LAYERS, SEQUENCE_TOKENS = 8, 512
 """Of the benchmarks' models and texts, where they are at their defaults."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_builder.format import (
+from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
+from cache_builder.format.manifest import (
     CheckpointIdentity,
     CorpusIdentity,
     Layout,
@@ -23,9 +24,8 @@ from cache_builder.format import (
     TargetOptions,
     TokenizerIdentity,
 )
-from cache_builder.records import Targets, quantise
-from cache_builder.store import LocalStore, Store
-from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
+from cache_builder.format.records import Targets, quantise
+from cache_builder.storage.base import LocalStore, Store
 
 PROMPT_TOKENS = 12
 

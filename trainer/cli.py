@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from cache_builder.cli import cache as cache_commands
+from cache_builder.cli.build import cache as cache_commands
 from cache_builder.errors import ConfigError, UserError
-from trainer.plan_command import plan as plan_command
+from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
     if plan:
         from cache_builder.config import load_experiment
         from trainer.config import Experiment
-        from trainer.plan import describe_plan
+        from trainer.planning.dry_run import describe_plan
 
         console.print(describe_plan(load_experiment(Experiment, config, overrides)))
         console.print("`footsteps plan` with the same arguments adds time, memory and money")
@@ -89,8 +89,8 @@ def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
 @click.argument("role", type=click.Choice(["teacher", "student"]))
 def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
     """Fine-tune the teacher, keeping its checkpoints, or the student."""
-    from cache_builder.prepare import Prepared
-    from trainer.sft import sft_student, sft_teacher
+    from cache_builder.data.prepare import Prepared
+    from trainer.stages.sft import sft_student, sft_teacher
 
     experiment = load(config, overrides)
     if role == "teacher" and isinstance(experiment.teacher.checkpoints, list):
@@ -103,10 +103,10 @@ def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
 @takes_config
 def losses(config: Path, overrides: tuple[str, ...]) -> None:
     """Compute the student SFT's loss on every training sequence, for adaptive weighting."""
-    from cache_builder.prepare import Prepared
-    from cache_builder.reader import open_cache
-    from trainer.crossfit import needs_crossfit, write_crossfit_losses
-    from trainer.student_losses import write_student_losses
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.data.prepare import Prepared
+    from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
+    from trainer.stages.student_losses import write_student_losses
 
     experiment = load(config, overrides)
     cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
@@ -124,9 +124,9 @@ def losses(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
 def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     """Train students from the cache."""
-    from cache_builder.prepare import Prepared
-    from cache_builder.reader import open_cache
-    from trainer.distill import distill as train_student
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.data.prepare import Prepared
+    from trainer.stages.distill import distill as train_student
 
     experiment = load(config, overrides)
     cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
@@ -139,10 +139,10 @@ def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], 
 @takes_config
 def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
-    from cache_builder.prepare import Prepared
-    from cache_builder.reader import open_cache
-    from trainer.judge import evaluate_models
-    from trainer.report import results_table
+    from cache_builder.cache.reader import open_cache
+    from cache_builder.data.prepare import Prepared
+    from trainer.evaluation.evaluate_run import evaluate_models
+    from trainer.report.page import results_table
 
     experiment = load(config, overrides)
     evaluate_models(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
@@ -155,7 +155,7 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report; RUN/report unless given.")
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Write the table, the plots and one self-contained HTML page for one or more run folders."""
-    from trainer.report import write_report
+    from trainer.report.page import write_report
 
     if is_main_process():
         console.print(f"report: {write_report(list(runs), output)}", soft_wrap=True)
@@ -168,7 +168,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
 @click.option("--steps", default=2000, show_default=True, type=click.IntRange(1), help="Steps of the student.")
 def toy(output: Path, seeds: int, examples: int, steps: int) -> None:
     """Reproduce the paper's toy (Fig. 2): does adaptive weighting help where the teacher is weak?"""
-    from trainer.toy_report import run_toy, toy_table
+    from trainer.toy.page import run_toy, toy_table
 
     console.print(toy_table(run_toy(output, seeds, examples, steps)))
     console.print(f"toy: {output / 'index.html'}", soft_wrap=True)

@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from transformers import TrainingArguments
 
 from cache_builder.config import CacheExperiment, InvalidKeyError, Section
-from trainer.evaluate import EvaluateConfig
-from trainer.lora import StudentConfig, TunedTeacherConfig
-from trainer.methods import get_method
+from trainer.evaluation.evaluate import EvaluateConfig
+from trainer.evaluation.tasks import TaskConfig
+from trainer.methods.methods import get_method
 from trainer.processes import process_count
-from trainer.tasks import TaskConfig
+from trainer.stages.lora import StudentConfig, TunedTeacherConfig
 
 OURS = {
     "output_dir": "run.output_dir",
@@ -123,7 +123,7 @@ class SftPair(Section):
 
 class DistillConfig(TrainingConfig):
     methods: list[str] = Field(["sft", "td", "rkl", "taid", "cd", "scd", "td+aw", "scd+aw"], min_length=1)
-    """Which methods to train; trainer/methods.py has the table."""
+    """Which methods to train; trainer/methods/methods.py has the table."""
     seeds: list[int] = Field([0], min_length=1)
     """One student per method and seed; a seed fixes row order, dropout and initialisation."""
     epochs_per_stage: int = Field(2, ge=1)

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cache_builder.build import build_cache, teacher_checkpoints
+from cache_builder.build.build import build_cache, teacher_checkpoints
+from cache_builder.build.work_units import parse_part
+from cache_builder.cache.reader import open_cache
+from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
-from cache_builder.plan import parse_part
-from cache_builder.prepare import Prepared
-from cache_builder.reader import open_cache
 from trainer.config import Experiment
-from trainer.crossfit import needs_crossfit, write_crossfit_losses
-from trainer.distill import distill
-from trainer.judge import evaluate_models
+from trainer.evaluation.evaluate_run import evaluate_models
+from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, wait_for_all
-from trainer.report import results_table, write_report
-from trainer.sft import sft_student, sft_teacher
-from trainer.student_losses import write_student_losses
-from trainer.tasks import resolve_tasks
+from trainer.report.page import results_table, write_report
+from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
+from trainer.stages.distill import distill
+from trainer.stages.sft import sft_student, sft_teacher
+from trainer.stages.student_losses import write_student_losses
 
 
 def run_experiment(experiment: Experiment, console: Console) -> None:

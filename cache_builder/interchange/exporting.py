@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
+from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheIncompleteError, CacheMismatchError, UserError
-from cache_builder.reader import Cache
-from cache_builder.store import write_error
+from cache_builder.storage.base import write_error
 
 METADATA = "footsteps"
 GROUP_POSITIONS = 32_768

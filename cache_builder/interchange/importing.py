@@ -13,11 +13,17 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder import format as names
+from cache_builder.cache.reader import open_cache
+from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
 from cache_builder.config import CacheConfig
-from cache_builder.corpus import Corpus
+from cache_builder.data.chat import tokenizer_fingerprint
+from cache_builder.data.corpus import Corpus
 from cache_builder.errors import CacheMismatchError, ConfigError
-from cache_builder.format import (
+from cache_builder.format.manifest import (
+    CHECKPOINTS,
+    FORMAT_NAME,
+    IMPORTED_VERSION,
+    PROBE,
     CheckpointIdentity,
     CheckpointOrder,
     CorpusIdentity,
@@ -27,15 +33,14 @@ from cache_builder.format import (
     ProbeOptions,
     TargetOptions,
     TokenizerIdentity,
+    check_name,
+    unseal,
 )
-from cache_builder.interchange.checking import UNKNOWN, Reading, Source, first_pass, scratch_folder
+from cache_builder.format.records import Targets
+from cache_builder.interchange.check import UNKNOWN, Reading, Source, first_pass, scratch_folder
 from cache_builder.interchange.rows import Tail
 from cache_builder.interchange.tables import digest
-from cache_builder.reader import open_cache
-from cache_builder.records import Targets
-from cache_builder.store import Store, open_store
-from cache_builder.text import tokenizer_fingerprint
-from cache_builder.writer import CheckpointWriter, create_cache, write_order, write_probe
+from cache_builder.storage.base import Store, open_store
 
 
 def import_cache(
@@ -61,7 +66,7 @@ def import_cache(
         CacheMismatchError: the place holds something else.
         CacheBusyError: it is being built or imported.
     """
-    names.check_name(name)
+    check_name(name)
     if temperature != 1.0 and tail == "complement":
         raise ConfigError(
             f"--tail complement needs --temperature 1, got {temperature:g}: what the tail would hold at temperature 1 "
@@ -89,8 +94,8 @@ def import_cache(
 def _manifest(imported: Imported, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, top_k: int) -> Manifest:
     defaults = CacheConfig()
     return Manifest(
-        format=names.FORMAT_NAME,
-        version=names.IMPORTED_VERSION,
+        format=FORMAT_NAME,
+        version=IMPORTED_VERSION,
         tokenizer=TokenizerIdentity(fingerprint=tokenizer_fingerprint(tokenizer), size=len(tokenizer)),
         chat_template_fingerprint=UNKNOWN,
         corpus=CorpusIdentity(
@@ -122,7 +127,7 @@ def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: 
         create_cache(store, manifest, corpus)
         _refuse_another(store, name)
         write_order(store, [name])
-        if not store.exists(f"{names.PROBE}/zarr.json"):
+        if not store.exists(f"{PROBE}/zarr.json"):
             write_probe(store, identity, np.empty(0, np.int64), np.empty((0, 1), np.uint32))
     if not writer.is_complete():
         with store.stage():
@@ -135,8 +140,8 @@ def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: 
 
 
 def _refuse_another(store: Store, name: str) -> None:
-    key = f"{names.CHECKPOINTS}/zarr.json"
-    order = names.unseal(CheckpointOrder, store.read(key), store.where(key)).order if store.exists(key) else [name]
+    key = f"{CHECKPOINTS}/zarr.json"
+    order = unseal(CheckpointOrder, store.read(key), store.where(key)).order if store.exists(key) else [name]
     if order != [name]:
         raise CacheMismatchError(
             f"cache {store.where('')} already holds these rows as checkpoint {order[0]!r}, and an imported cache has "

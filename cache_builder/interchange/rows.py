@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from cache_builder.errors import DataError
-from cache_builder.records import Targets
+from cache_builder.format.records import Targets
 
 Tail = Literal["complement", "none"]
 SUM_TOLERANCE = 0.05

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cache_builder.format import CheckpointGroup, Manifest, sha256
+from cache_builder.format.manifest import CheckpointGroup, Manifest, sha256
 
 CARD = "README.md"
 _PLAIN_URL = re.compile(r"[a-z0-9]+://[A-Za-z0-9._/@+-]+")

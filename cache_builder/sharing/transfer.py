@@ -15,14 +15,24 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cache_builder import format as names
+from cache_builder.cache.writer import LEDGER
 from cache_builder.errors import CacheDamagedError
-from cache_builder.format import CheckpointGroup, CheckpointOrder, LedgerEntry
-from cache_builder.hub_store import HubStore
+from cache_builder.format.manifest import (
+    CHECKPOINTS,
+    ROOT,
+    CheckpointGroup,
+    CheckpointOrder,
+    LedgerEntry,
+    check_name,
+    checkpoint_key,
+    seal,
+    sha256,
+    unseal,
+)
 from cache_builder.sharing.card import CARD, is_ours, write_card
-from cache_builder.sharing.offer import Offer, check_place
-from cache_builder.store import ARRIVING, Store
-from cache_builder.writer import LEDGER
+from cache_builder.sharing.copy_plan import Offer, check_place
+from cache_builder.storage.base import ARRIVING, Store
+from cache_builder.storage.hub import HubStore
 
 T = TypeVar("T")
 
@@ -52,7 +62,7 @@ def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callabl
     with place.hold((0, 1)):
         sizes = check_place(offer, place)
         moved = Moved()
-        arriving = [(ARRIVING, names.seal(offer.manifest))] if not {names.ROOT, ARRIVING} & sizes.keys() else []
+        arriving = [(ARRIVING, seal(offer.manifest))] if not {ROOT, ARRIVING} & sizes.keys() else []
         if isinstance(place, HubStore):
             place.finish(arriving, removed=[], message="Begin to add a cache of teacher targets")
             _bring_to_hub(offer, place, sizes, jobs, moved, done)
@@ -69,7 +79,7 @@ def _bring(
 ) -> None:
     def bring(file: tuple[str, LedgerEntry]) -> tuple[LedgerEntry, bool]:
         key, entry = file
-        if sizes.get(key) == entry.bytes and names.sha256(place.read(key)) == entry.sha256:
+        if sizes.get(key) == entry.bytes and sha256(place.read(key)) == entry.sha256:
             return entry, False
         place.commit(key, read_checked(offer.source, key, entry))
         return entry, True
@@ -85,7 +95,7 @@ def _bring_to_hub(
     digests = hub.digests()
     missing: list[tuple[str, LedgerEntry]] = []
     for key, entry in offer.files:
-        digest = digests.get(key) or (names.sha256(hub.read(key)) if sizes.get(key) == entry.bytes else None)
+        digest = digests.get(key) or (sha256(hub.read(key)) if sizes.get(key) == entry.bytes else None)
         if digest == entry.sha256:
             _count(moved, entry, False)
             done(entry.bytes)
@@ -102,7 +112,7 @@ def _bring_to_hub(
 def read_checked(source: Store, key: str, entry: LedgerEntry) -> bytes:
     """Return a file's bytes if they are those that the ledger has."""
     data = source.read(key)
-    if names.sha256(data) != entry.sha256:
+    if sha256(data) != entry.sha256:
         raise CacheDamagedError(
             f"{source.where(key)} is damaged: its bytes are not those that were committed; `footsteps cache verify` "
             "names every such file. Restore it from a copy, or build it again with `footsteps cache build --repair`"
@@ -113,15 +123,15 @@ def read_checked(source: Store, key: str, entry: LedgerEntry) -> bytes:
 def _complete(offer: Offer, place: Store, sizes: dict[str, int], card: bool, moved: Moved) -> None:
     """Write what makes the copy a cache, in the order in which it may be seen."""
     order = _merged_order(offer, place, sizes)
-    last: list[tuple[str, bytes]] = [(group.metadata, names.seal(group.body)) for group in offer.groups]
-    last.append((f"{names.CHECKPOINTS}/{names.ROOT}", names.seal(CheckpointOrder(order=order))))
+    last: list[tuple[str, bytes]] = [(group.metadata, seal(group.body)) for group in offer.groups]
+    last.append((f"{CHECKPOINTS}/{ROOT}", seal(CheckpointOrder(order=order))))
     if card:
         theirs = place.read(CARD) if CARD in sizes else None
         if theirs is None or is_ours(theirs):
             last.append((CARD, write_card(place.where(""), offer.manifest, _checkpoints_there(offer, place, order))))
         else:
             moved.card_kept = True
-    last.append((names.ROOT, names.seal(offer.manifest)))
+    last.append((ROOT, seal(offer.manifest)))
     last = [(key, data) for key, data in last if key not in sizes or place.read(key) != data]
     left_over = [f"{group.key}/{LEDGER}" for group in offer.groups]
     left_over = [prefix for prefix in left_over if any(key.startswith(f"{prefix}/") for key in sizes)]
@@ -138,10 +148,10 @@ def _complete(offer: Offer, place: Store, sizes: dict[str, int], card: bool, mov
 
 def _merged_order(offer: Offer, place: Store, sizes: dict[str, int]) -> list[str]:
     """Return the checkpoints that the place will list: in the source's order where it knows all, else at the end."""
-    key = f"{names.CHECKPOINTS}/{names.ROOT}"
+    key = f"{CHECKPOINTS}/{ROOT}"
     known: list[str] = []
     if key in sizes:
-        known = names.unseal(CheckpointOrder, place.read(key), place.where(key)).order
+        known = unseal(CheckpointOrder, place.read(key), place.where(key)).order
     there = {*known, *offer.chosen}
     if there <= set(offer.begun):
         return [name for name in offer.begun if name in there]
@@ -152,12 +162,12 @@ def _checkpoints_there(offer: Offer, place: Store, order: list[str]) -> list[Che
     ours = {group.body.identity.name: group.body for group in offer.groups if isinstance(group.body, CheckpointGroup)}
     found: list[CheckpointGroup] = []
     for name in order:
-        names.check_name(name)
-        key = f"{names.checkpoint_key(name)}/{names.ROOT}"
+        check_name(name)
+        key = f"{checkpoint_key(name)}/{ROOT}"
         if name in ours:
             found.append(ours[name])
         elif place.exists(key):
-            found.append(names.unseal(CheckpointGroup, place.read(key), place.where(key)))
+            found.append(unseal(CheckpointGroup, place.read(key), place.where(key)))
     return found
 
 

@@ -1,0 +1,63 @@
+"""The sequences inside a cache; offsets are in memory, all else is read when asked for."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from cache_builder.cache.chunk_cache import ChunkMemory, chunks_of_spans
+from cache_builder.format.zarr_shards import ArrayReader
+from cache_builder.sequences import SampleIds
+
+
+class CachedCorpus:
+    """The tokenised sequences inside a cache, by row.
+
+    `token_offsets` and `position_offsets` are i64 [n+1]: where each row's tokens and positions begin.
+    """
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, fingerprint: str) -> None:
+        self._arrays, self._memory = arrays, memory
+        self.fingerprint = fingerprint
+        self.token_offsets = arrays["token_offsets"].all()
+        self.position_offsets = arrays["position_offsets"].all()
+        self.sample_ids = CachedSampleIds(arrays, memory)
+
+    def __len__(self) -> int:
+        return len(self.token_offsets) - 1
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.position_offsets[-1])
+
+    def sequence_positions(self, row: int) -> int:
+        """Return how many positions a row has."""
+        return int(self.position_offsets[row + 1] - self.position_offsets[row])
+
+    def chunks_of(self, rows: Iterable[int]) -> list[tuple[ArrayReader, int]]:
+        """Return the chunks that hold the tokens and the masks of these rows."""
+        spans = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1])) for row in rows]
+        return [chunk for name in ("tokens", "completion") for chunk in chunks_of_spans(self._arrays[name], spans)]
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
+        span = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))]
+        tokens = self._memory.gather(self._arrays["tokens"], span)
+        return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
+
+    def sequences(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return `sequence(row)` of each row."""
+        return [self.sequence(row) for row in rows]
+
+
+class CachedSampleIds(SampleIds):
+    """Ids in a cache's arrays."""
+
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
+        self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
+
+    def __len__(self) -> int:
+        return self._offsets.spec.length - 1
+
+    def read(self, row: int) -> bytes:
+        start, end = self._memory.gather(self._offsets, [(row, row + 2)])
+        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes()

@@ -1,0 +1,277 @@
+"""How a cache comes to be on disk, step by durable step; every function here may be killed and called again.
+
+create   zarr.json ─▶ corpus/…, corpus/zarr.json                               zarr.json of a group is written last:
+probe    probe/rows, probe/ids, probe/zarr.json                                its existence means complete
+begin    checkpoints/<name>/records/zarr.json  (with the identity)
+shard    records/c/0/<s> ─▶ ledger/<s>.json                                    one per shard, any order, any process
+extras   probe_logp/…, probe_log_tail/… ─▶ ledger/extras.json
+finish   loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger) ─▶ ledger/ removed
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cache_builder.data.corpus import Corpus
+from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.manifest import (
+    CHECKPOINTS,
+    CORPUS,
+    PROBE,
+    ROOT,
+    CheckpointGroup,
+    CheckpointIdentity,
+    CheckpointOrder,
+    CorpusGroup,
+    Extras,
+    Group,
+    Ledger,
+    LedgerEntry,
+    Manifest,
+    ProbeGroup,
+    check_name,
+    checkpoint_key,
+    compare,
+    file_entry,
+    seal,
+    shard_entry,
+    unseal,
+)
+from cache_builder.format.records import RecordLayout, Targets, decode_scalars, encode_records, records_spec
+from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
+from cache_builder.storage.base import Store
+
+RECORDS = "records"
+LEDGER = "ledger"
+EXTRAS = "extras"
+
+
+def write_array(
+    store: Store, group: str, name: str, spec: ArraySpec, fetch: Callable[[int, int], np.ndarray]
+) -> Ledger:
+    """Write a whole array shard by shard; `fetch(start, end)` gives entries of its last axis."""
+    metadata = array_metadata(spec)
+    files = {f"{name}/zarr.json": file_entry(metadata)}
+    for shard in range(spec.n_shards):
+        encoded = encode_shard(spec, fetch(*spec.span(shard)))
+        store.commit(f"{group}/{name}/{spec.shard_key(shard)}", encoded.data)
+        files[f"{name}/{spec.shard_key(shard)}"] = shard_entry(encoded)
+    store.commit(f"{group}/{name}/zarr.json", metadata)
+    return files
+
+
+def write_vector(store: Store, group: str, name: str, values: np.ndarray, dtype: str) -> Ledger:
+    """Write a whole array that is at hand."""
+    spec = ArraySpec(values.shape, dtype)
+    return write_array(store, group, name, spec, lambda start, end: values[..., start:end])
+
+
+def create_cache(store: Store, manifest: Manifest, corpus: Corpus) -> None:
+    """Write manifest and corpus where they are not there yet.
+
+    Raises:
+        CacheMismatchError: the place holds something else, a cache made from something else, or the corpus has an id
+            outside the vocabulary.
+    """
+    if store.exists(ROOT):
+        root = unseal(Manifest, store.read(ROOT), store.where(ROOT))
+        if root.imported is not None and manifest.imported is None:
+            raise CacheMismatchError(
+                f"cache {store.where('')} was imported from {root.imported.format} rows and nothing can be built into "
+                "it; train from it with `footsteps distill`, or choose another cache.path"
+            )
+        compare(root, manifest, f"cache {store.where('')}")
+    else:
+        foreign = [key for key in store.sizes("") if key != ROOT + ".part"]
+        if foreign:
+            raise CacheMismatchError(
+                f"{store.where('')} is not a cache and not empty (it holds {foreign[0]!r}); choose another cache.path"
+            )
+        store.commit(ROOT, seal(manifest))
+    if not store.exists(f"{CORPUS}/zarr.json"):
+        files = _write_corpus(store, corpus, manifest.tokenizer.size)
+        store.commit(f"{CORPUS}/zarr.json", seal(CorpusGroup(files=files)))
+
+
+def _write_corpus(store: Store, corpus: Corpus, vocab_size: int) -> Ledger:
+    def tokens(start: int, end: int) -> np.ndarray:
+        block = corpus.tokens[start:end]
+        if block.max(initial=0) >= vocab_size:
+            raise CacheMismatchError(
+                f"the corpus has the token id {block.max()}, the tokenizer only {vocab_size} tokens; "
+                "remove the corpus folder and tokenise with the same tokenizer"
+            )
+        return block
+
+    group = CORPUS
+    completion = corpus.completion
+    ids = corpus.sample_ids
+    files = write_array(store, group, "tokens", ArraySpec(corpus.tokens.shape, "uint32"), tokens)
+    files |= write_array(
+        store, group, "completion", ArraySpec(completion.shape, "uint8"), lambda a, b: completion[a:b].astype(np.uint8)
+    )
+    files |= write_vector(store, group, "token_offsets", corpus.token_offsets, "int64")
+    files |= write_vector(store, group, "position_offsets", corpus.position_offsets, "int64")
+    files |= write_vector(store, group, "sample_ids", ids.text, "uint8")
+    files |= write_vector(store, group, "sample_id_offsets", ids.offsets, "int64")
+    return files
+
+
+def write_probe(store: Store, anchor: CheckpointIdentity, rows: np.ndarray, ids_MR: np.ndarray) -> None:
+    """Fix the probe: rows i64 [P], and the ids u32 [M, R] on which its M positions are compared."""
+    files = write_vector(store, PROBE, "rows", rows, "int64")
+    files |= write_vector(store, PROBE, "ids", np.ascontiguousarray(ids_MR.T), "uint32")
+    body = ProbeGroup(anchor=anchor, positions=len(ids_MR), files=files)
+    store.commit(f"{PROBE}/zarr.json", seal(body))
+
+
+def write_order(store: Store, checkpoints: list[str]) -> None:
+    """Add checkpoints to the list of those begun: in the order given where it names all, else at the end."""
+    key = f"{CHECKPOINTS}/zarr.json"
+    known: list[str] = []
+    if store.exists(key):
+        known = unseal(CheckpointOrder, store.read(key), store.where(key)).order
+    order = checkpoints if set(known) <= set(checkpoints) else [*known, *(c for c in checkpoints if c not in known)]
+    if order != known:
+        store.commit(key, seal(CheckpointOrder(order=order)))
+
+
+class CheckpointWriter:
+    """Writes one checkpoint's group, by any number of processes that hold different parts."""
+
+    def __init__(self, store: Store, manifest: Manifest, name: str) -> None:
+        check_name(name)
+        self.store, self.manifest, self.name = store, manifest, name
+        self.spec = records_spec(manifest)
+        self.layout = RecordLayout.of(manifest.targets)
+        self.group = checkpoint_key(name)
+
+    @property
+    def n_shards(self) -> int:
+        return self.spec.n_shards
+
+    def is_complete(self) -> bool:
+        """Say whether the group is finished."""
+        return self.store.exists(f"{self.group}/zarr.json")
+
+    def begin(self, identity: CheckpointIdentity) -> None:
+        """Record which weights these are, or compare them with those that were recorded.
+
+        Raises:
+            CacheMismatchError: the checkpoint was begun, or finished, with others.
+        """
+        key = f"{self.group}/{RECORDS}/zarr.json"
+        if self.store.exists(key):
+            _, attributes = parse_array_metadata(self.store.read(key), self.store.where(key))
+            recorded = CheckpointIdentity.model_validate(attributes)
+            compare(recorded, identity, f"checkpoint {self.name!r} of {self.store.where('')}")
+        else:
+            self.store.commit(key, array_metadata(self.spec, identity.model_dump()))
+
+    def shards_done(self) -> dict[int, LedgerEntry]:
+        """Return the ledger's entries of shards whose files are there in their full size."""
+        sizes = self.store.sizes(self.group)
+        done: dict[int, LedgerEntry] = {}
+        for shard in range(self.n_shards):
+            entry = self._ledger_entry(LedgerEntry, str(shard), sizes)
+            if entry and sizes.get(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}") == entry.bytes:
+                done[shard] = entry
+        return done
+
+    def is_shard_done(self, shard: int) -> bool:
+        """Say whether one shard is committed; quick where it is not."""
+        return self.store.exists(f"{self.group}/{LEDGER}/{shard}.json") and shard in self.shards_done()
+
+    def extras_done(self) -> Extras | None:
+        """Return the held-out loss and the probe's ledger, if they are there."""
+        sizes = self.store.sizes(self.group)
+        extras = self._ledger_entry(Extras, EXTRAS, sizes)
+        whole = extras and all(sizes.get(f"{self.group}/{key}") == entry.bytes for key, entry in extras.files.items())
+        return extras if whole else None
+
+    def write_shard(self, shard: int, targets: Targets) -> None:
+        """Commit one shard's positions, then enter it in the ledger."""
+        encoded = encode_shard(self.spec, encode_records(self.layout, targets))
+        self.store.commit(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}", encoded.data)
+        self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(shard_entry(encoded)))
+
+    def write_extras(
+        self, held_out_loss: float | None, probe_code_MR: np.ndarray, probe_log_tail_M: np.ndarray
+    ) -> None:
+        """Commit the probe's log-probabilities (quantised, u16 [M, R]) and log tails, and the held-out loss."""
+        files = write_vector(self.store, self.group, "probe_logp", np.ascontiguousarray(probe_code_MR.T), "uint16")
+        files |= write_vector(self.store, self.group, "probe_log_tail", probe_log_tail_M, "float32")
+        body = Extras(held_out_loss=held_out_loss, files=files)
+        self.store.commit(f"{self.group}/{LEDGER}/{EXTRAS}.json", seal(body))
+
+    def finish(self, position_offsets: np.ndarray) -> bool:
+        """Complete the group if every unit is there; say whether it is complete now.
+
+        The losses are summed from the stored records, which checks every chunk once more on the way.
+        """
+        if not self.is_complete():
+            done, extras = self.shards_done(), self.extras_done()
+            if len(done) < self.n_shards or extras is None:
+                return False
+            key = f"{self.group}/{RECORDS}/zarr.json"
+            metadata = self.store.read(key)
+            identity = CheckpointIdentity.model_validate(parse_array_metadata(metadata, self.store.where(key))[1])
+            files = {f"{RECORDS}/zarr.json": file_entry(metadata)}
+            files |= {f"{RECORDS}/{self.spec.shard_key(shard)}": entry for shard, entry in sorted(done.items())}
+            files |= extras.files
+            loss = self._losses(done, position_offsets)
+            files |= write_vector(self.store, self.group, "loss", loss, "float64")
+            body = CheckpointGroup(identity=identity, held_out_loss=extras.held_out_loss, files=files)
+            self.store.commit(f"{self.group}/zarr.json", seal(body))
+        self.store.remove_tree(f"{self.group}/{LEDGER}")
+        return True
+
+    def reopen(self, damaged: set[str]) -> None:
+        """Turn a complete checkpoint back to one that lacks the units of its damaged files.
+
+        `damaged` holds keys below the store. The deletion of the group's zarr.json is the last step.
+        """
+        key = f"{self.group}/zarr.json"
+        body = unseal(CheckpointGroup, self.store.read(key), self.store.where(key))
+        for shard in range(self.n_shards):
+            file = f"{RECORDS}/{self.spec.shard_key(shard)}"
+            if f"{self.group}/{file}" not in damaged:
+                self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(body.files[file]))
+        files = {file: entry for file, entry in body.files.items() if file.startswith("probe_")}
+        if not any(f"{self.group}/{file}" in damaged for file in files):
+            extras = Extras(held_out_loss=body.held_out_loss, files=files)
+            self.store.commit(f"{self.group}/{LEDGER}/{EXTRAS}.json", seal(extras))
+        metadata = f"{self.group}/{RECORDS}/zarr.json"
+        if metadata in damaged:
+            self.store.commit(metadata, array_metadata(self.spec, body.identity.model_dump()))
+        self.store.remove(key)
+
+    def _losses(self, ledger: dict[int, LedgerEntry], position_offsets: np.ndarray) -> np.ndarray:
+        reader = ArrayReader(
+            self.store, f"{self.group}/{RECORDS}", self.spec, lambda shard: ledger[shard].chunk_crc32c or []
+        )
+        loss = np.zeros(len(position_offsets) - 1)
+        start = 0
+        for planes in reader.chunks():
+            _, gold, _ = decode_scalars(self.layout, planes)
+            end = start + len(gold)
+            first = int(np.searchsorted(position_offsets, start, side="right")) - 1
+            last = int(np.searchsorted(position_offsets, end, side="left"))
+            bounds = np.clip(position_offsets[first : last + 1], start, end) - start
+            unknown = np.isnan(gold)  # in an imported cache
+            running = np.concatenate([[0.0], np.cumsum(-np.where(unknown, 0, gold).astype(np.float64))])
+            loss[first:last] += np.diff(running[bounds])
+            unknown_before = np.concatenate([[0], np.cumsum(unknown)])
+            loss[first:last][np.diff(unknown_before[bounds]) > 0] = np.nan
+            start = end
+        return loss
+
+    def _ledger_entry(self, schema: type[Group], unit: str, sizes: dict[str, int]) -> Group | None:
+        """Return a unit's entry; one that cannot be read counts as not there, so that its unit is done again."""
+        key = f"{self.group}/{LEDGER}/{unit}.json"
+        if key not in sizes:
+            return None
+        try:
+            return unseal(schema, self.store.read(key), self.store.where(key))
+        except CacheDamagedError:
+            return None

@@ -1,0 +1,60 @@
+"""The loss of every sequence of a corpus under one model: −Σ log p(true token) over its positions, nats."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from rich.progress import track
+
+from cache_builder.capture.capture import sequence_losses
+from cache_builder.data.batching import Batch, collate, plan_batches
+from cache_builder.sequences import SampleIds
+
+
+class Sequences(Protocol):
+    """Sequences by row."""
+
+    token_offsets: np.ndarray
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class NumberedSequences(Sequences, Protocol):
+    """What both a tokenised corpus and a cache's own copy of it offer: their positions are numbered."""
+
+    position_offsets: np.ndarray
+
+    @property
+    def sample_ids(self) -> SampleIds: ...
+
+    @property
+    def n_positions(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+def corpus_losses(
+    gold_logp: Callable[[Batch], np.ndarray],
+    corpus: Sequences,
+    pad_id: int,
+    *,
+    batch_tokens: int,
+    part: tuple[int, int] = (0, 1),
+    description: str | None = None,
+) -> np.ndarray:
+    """Return the loss of every sequence, f64 [n]; the batches of other parts are left zero.
+
+    Every part runs as many batches as the others, so that processes whose model is sharded stay in step.
+    """
+    index, parts = part
+    losses = np.zeros(len(corpus.token_offsets) - 1)
+    batches = plan_batches(np.diff(corpus.token_offsets), batch_tokens)
+    rounds = range(-(-len(batches) // parts))
+    for turn in track(rounds, description=description) if description else rounds:
+        number = turn * parts + index
+        rows = batches[min(number, len(batches) - 1)]
+        batch = collate([corpus.sequence(int(row)) for row in rows], pad_id)
+        values = sequence_losses(batch, gold_logp(batch))
+        if number < len(batches):
+            losses[rows] = values
+    return losses

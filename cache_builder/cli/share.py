@@ -1,0 +1,102 @@
+"""`footsteps cache push|pull`: what they read, and how they say what they do."""
+
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from cache_builder.errors import ConfigError
+
+checkpoint_option = click.option(
+    "--checkpoint", "checkpoints", metavar="NAME", multiple=True, help="Only this checkpoint; may be repeated."
+)
+jobs_option = click.option(
+    "--jobs", default=8, show_default=True, type=click.IntRange(1, 64), help="Files on their way at once."
+)
+
+
+@click.command()
+@click.argument("cache_or_config", type=click.Path())
+@click.argument("destination")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG; repeatable."
+)
+@checkpoint_option
+@jobs_option
+@click.pass_context
+def push(
+    context: click.Context,
+    cache_or_config: str,
+    destination: str,
+    overrides: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    jobs: int,
+) -> None:
+    """Copy a cache, with a card, to hf://datasets/OWNER/NAME, an fsspec URL or a folder; continue where it stopped."""
+    from cache_builder.cli.build import cache_url
+
+    bring(cache_url(context, cache_or_config, overrides), destination, checkpoints, jobs, card=True)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("folder")
+@checkpoint_option
+@jobs_option
+def pull(source: str, folder: str, checkpoints: tuple[str, ...], jobs: int) -> None:
+    """Copy a cache to a folder of this machine, checking every byte; continue where it stopped."""
+    if "://" in folder:
+        raise ConfigError(f"{folder!r} is no folder of this machine; `footsteps cache push` copies to a URL")
+    bring(source, folder, checkpoints, jobs, card=False)
+
+
+def bring(source: str, destination: str, checkpoints: tuple[str, ...], jobs: int, *, card: bool) -> None:
+    """Transfer a cache, show how far it is, and say what was done."""
+    from cache_builder.sharing.copy_plan import plan_offer
+    from cache_builder.sharing.transfer import transfer
+    from cache_builder.storage.base import open_store
+
+    place = open_store(destination)
+    offer = plan_offer(open_store(source), checkpoints)
+    with Bytes(Console(stderr=True), offer.bytes) as progress:
+        moved = transfer(offer, place, jobs=jobs, card=card, done=progress.advance)
+    if moved.card_kept:
+        click.echo(
+            f"note: {place.where('README.md')} was not written by this command or was edited; it is kept", err=True
+        )
+    click.echo(
+        f"{place.where('')}: {', '.join(offer.chosen)}; {moved.sent_files} files, {moved.sent_bytes:,} bytes sent, "
+        f"{moved.present_files} were there"
+    )
+
+
+class Bytes:
+    """A bar in bytes on a terminal, nothing elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.bar = Progress(
+            TextColumn("bytes"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("bytes", total=total)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def advance(self, count: int) -> None:
+        """Say that so many more bytes are there."""
+        self.bar.advance(self.task, count)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()

@@ -1,0 +1,167 @@
+"""All sequences of a split, tokenised once, in flat memory-mapped files.
+
+    tokens.u32       [tokens]   every sequence's token ids, one after another
+    completion.u8    [tokens]   1 where the token belongs to a completion
+    offsets.i64      [n+1, 2]   where each sequence's tokens and positions begin
+    ids.u8, id_offsets.i64      the examples' ids
+    stage.json                  sizes, what was truncated or dropped, and the fingerprint; written last
+
+A position is a completion token with something before it to predict it from, so never a sequence's first token.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cache_builder.data.chat import Encoded, encode, template_fingerprint, tokenizer_fingerprint
+from cache_builder.data.examples import Example
+from cache_builder.errors import DataError
+from cache_builder.sequences import SampleIds
+from cache_builder.steps import finish_stage, finished_result, stage_result
+
+FINGERPRINT_VERSION = b"footsteps corpus 1"
+
+
+class FileSampleIds(SampleIds):
+    """Ids in two flat files."""
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
+        self.text, self.offsets = text, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, row: int) -> bytes:
+        return bytes(self.text[self.offsets[row] : self.offsets[row + 1]])
+
+
+class Corpus:
+    """Sequences by row. `token_offsets` and `position_offsets` are i64 [n+1]; `fingerprint` names the content."""
+
+    def __init__(self, folder: Path, result: dict[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint: str = result["fingerprint"]
+        self.tokenizer_fingerprint: str = result["tokenizer_fingerprint"]
+        self.template_fingerprint: str = result["template_fingerprint"]
+        self.max_length: int = result["max_length"]
+        self.counts: dict[str, int] = result["counts"]
+        offsets = np.fromfile(folder / "offsets.i64", dtype="<i8").reshape(-1, 2)
+        self.token_offsets = np.ascontiguousarray(offsets[:, 0])
+        self.position_offsets = np.ascontiguousarray(offsets[:, 1])
+        self.tokens = np.memmap(folder / "tokens.u32", dtype="<u4", mode="r")
+        self.completion = np.memmap(folder / "completion.u8", dtype=np.bool_, mode="r")
+        self.sample_ids = FileSampleIds(
+            np.memmap(folder / "ids.u8", dtype=np.uint8, mode="r"), np.fromfile(folder / "id_offsets.i64", dtype="<i8")
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_offsets) - 1
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.position_offsets[-1])
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
+        span = slice(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))
+        return self.tokens[span], self.completion[span]
+
+    def sequence_positions(self, row: int) -> int:
+        """Return how many positions a row has."""
+        return int(self.position_offsets[row + 1] - self.position_offsets[row])
+
+
+def build_corpus(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    chat_template: str | None,
+    max_length: int,
+    inputs: dict[str, Any],
+) -> Corpus:
+    """Tokenise `examples` into `folder`, or reopen what is there if it was made from the same `inputs`.
+
+    Raises:
+        DataError: nothing is left to train on, two examples share an id, or an example cannot be encoded.
+        CacheMismatchError: the folder holds a corpus made from other inputs.
+    """
+    identity = {
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "template_fingerprint": template_fingerprint(tokenizer, chat_template),
+        "max_length": max_length,
+    }
+    result = stage_result(folder, {**inputs, **identity})
+    if result is None:
+        encoded = ((example["id"], encode(example, tokenizer, chat_template, max_length)) for example in examples)
+        result = {**store_sequences(encoded, folder), **identity}
+        if not result["counts"]["sequences"]:
+            raise DataError(
+                f"no example is left to use: {result['counts']['dropped']} were dropped because their completion does "
+                f"not fit text.max_length = {max_length} tokens"
+            )
+        finish_stage(folder, result)
+    return Corpus(folder, result)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Open a corpus that `build_corpus` made.
+
+    Raises:
+        MissingError: there is none, or it is unfinished.
+    """
+    return Corpus(folder, finished_result(folder, "the tokenised corpus", "footsteps run CONFIG"))
+
+
+def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Path) -> dict[str, Any]:
+    """Write (id, sequence) pairs into flat files; return their fingerprint and counts. None is counted as dropped.
+
+    Raises:
+        DataError: two sequences share an id.
+    """
+    counts = {"sequences": 0, "tokens": 0, "positions": 0, "truncated": 0, "truncated_tokens": 0, "dropped": 0}
+    digest = hashlib.sha256(FINGERPRINT_VERSION)
+    seen_ids: set[bytes] = set()
+    id_bytes = 0
+    names = ("tokens.u32", "completion.u8", "offsets.i64", "ids.u8", "id_offsets.i64")
+    files: list[BinaryIO] = [(folder / name).open("wb") for name in names]
+    try:
+        tokens_file, completion_file, offsets_file, ids_file, id_offsets_file = files
+        offsets_file.write(np.zeros(2, "<i8").tobytes())
+        id_offsets_file.write(np.zeros(1, "<i8").tobytes())
+        for name, encoded in sequences:
+            if encoded is None:
+                counts["dropped"] += 1
+                continue
+            sample_id = name.encode()
+            key = hashlib.blake2b(sample_id, digest_size=12).digest()
+            if key in seen_ids:
+                raise DataError(f"two examples have the id {name!r}; ids must be unique")
+            seen_ids.add(key)
+            tokens = np.asarray(encoded.input_ids, "<u4").tobytes()
+            completion = np.asarray(encoded.completion, np.bool_)
+            counts["sequences"] += 1
+            counts["tokens"] += len(encoded.input_ids)
+            counts["positions"] += int(completion[1:].sum())
+            counts["truncated"] += encoded.truncated_tokens > 0
+            counts["truncated_tokens"] += encoded.truncated_tokens
+            id_bytes += len(sample_id)
+            tokens_file.write(tokens)
+            completion_file.write(completion.tobytes())
+            offsets_file.write(np.asarray([counts["tokens"], counts["positions"]], "<i8").tobytes())
+            ids_file.write(sample_id)
+            id_offsets_file.write(np.asarray([id_bytes], "<i8").tobytes())
+            for part in (len(tokens).to_bytes(8, "little"), tokens, completion.tobytes(), sample_id, b"\0"):
+                digest.update(part)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        for file in files:
+            file.close()
+    return {"fingerprint": digest.hexdigest(), "counts": counts}

@@ -1,0 +1,81 @@
+"""A user's own tasks: rows of a table, and how one becomes a question with its answer.
+
+    [data]                                       note,department           Note: dry cough     the prompt
+    source = "rows"                              dry cough,lungs     ──▶   Department?
+    [data.rows.triage]                                                     lungs               the answer
+    train = "notes.csv"
+    prompt = "Note: {note}\\nDepartment?"
+    answer = "{department}"
+    choices = ["lungs", "skin"]
+
+How answers are judged follows from the rows, or is said in `[tasks.triage]`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cache_builder.config import DataConfig, RowsConfig, expand
+from cache_builder.data.examples import Example, open_table
+from cache_builder.data.sources import chosen_tasks, limited, turns
+from cache_builder.errors import ConfigError, DataError
+
+COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
+    """Read the tables of every chosen task.
+
+    Raises:
+        ConfigError: there is no `[data.rows.NAME]` section, or a text names a column that a table has not.
+        MissingError: a table is not there.
+        DataError: a table cannot be read, or a row's answer is empty.
+    """
+    if not config.rows:
+        raise ConfigError('data.source is "rows", but there is no section [data.rows.NAME] that describes a task')
+    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for task in chosen_tasks(config, tuple(config.rows)):
+        for split, examples in splits.items():
+            location = getattr(config.rows[task], split)
+            if location is not None:
+                table = open_table(expand(location), f"data.rows.{task}.{split}", split)
+                where = f"data.rows.{task}.{split} {location}"
+                examples += [
+                    _example(f"{task}-{split}-{index}", task, row, config.rows[task], f"{where}, row {index}")
+                    for index, row in enumerate(table)
+                ]
+    return limited(splits, config, seed)
+
+
+def _example(name: str, task: str, row: Mapping[str, Any], rows: RowsConfig, where: str) -> Example:
+    answer = _answer(row, rows, where)
+    text = str(answer)
+    if not text.strip():
+        raise DataError(f"{where}: the answer is empty; fill or remove the row")
+    system = None if rows.system is None else _filled(rows.system, row, where)
+    example: Example = {
+        "id": name,
+        "task": task,
+        "messages": turns(_filled(rows.prompt, row, where), text, system),
+    }
+    if isinstance(answer, list):
+        example["answer"] = answer
+    if rows.choices is not None:
+        example["choices"] = rows.choices
+    return example
+
+
+def _answer(row: Mapping[str, Any], rows: RowsConfig, where: str) -> str | list[str]:
+    alone = COLUMN.fullmatch(rows.answer)
+    if alone and isinstance(row.get(alone[1]), list):
+        return [str(item) for item in row[alone[1]]]
+    return _filled(rows.answer, row, where)
+
+
+def _filled(text: str, row: Mapping[str, Any], where: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in row:
+            raise ConfigError(f"{where} has no column {match[1]!r}, which {text!r} names; it has {', '.join(row)}")
+        return "" if row[match[1]] is None else str(row[match[1]])
+
+    return COLUMN.sub(value, text)

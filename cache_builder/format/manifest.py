@@ -1,0 +1,297 @@
+"""Format versions 1 and 2: the manifest, the ledger and where everything lies; docs/format.md is their specification.
+
+    zarr.json                               the manifest: what the cache was made from and how
+    corpus/      zarr.json + 6 arrays       tokens, completion, token_offsets, position_offsets, sample_ids, …_offsets
+    probe/       zarr.json + rows, ids      which sequences are compared, on which ids
+    checkpoints/ zarr.json                  the checkpoints' names, oldest first
+      <name>/    zarr.json                  identity, held-out loss, ledger; written last: complete when it is there
+        records/ loss/ probe_logp/ probe_log_tail/
+
+Every group's zarr.json is sealed: its attributes carry their own SHA-256. No torch here.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.zarr_shards import EncodedShard
+
+FORMAT_NAME: Literal["footsteps-cache"] = "footsteps-cache"
+FORMAT_VERSION: Literal[1] = 1
+"""What a build writes."""
+IMPORTED_VERSION: Literal[2] = 2
+"""What an import writes: version 1 with `imported` in its manifest."""
+ROOT = "zarr.json"
+CORPUS, PROBE, CHECKPOINTS = "corpus", "probe", "checkpoints"
+ATTRIBUTE, SEAL = "footsteps", "footsteps_sha256"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
+
+
+class Entry(BaseModel):
+    """Base of everything that is stored as JSON: strict, immutable, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TokenizerIdentity(Entry):
+    """The vocabulary that every id refers to."""
+
+    fingerprint: str
+    size: int = Field(ge=1, lt=2**24)
+
+
+class CorpusIdentity(Entry):
+    """Which sequences: a fingerprint of their content, and how many there are."""
+
+    fingerprint: str
+    sequences: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    positions: int = Field(ge=1)
+
+
+class TargetOptions(Entry):
+    """The options that change what is stored of a distribution."""
+
+    top_k: int = Field(ge=1)
+    top_p: float = Field(gt=0, le=1)
+    tail_samples: int = Field(ge=0)
+    logp_steps_per_nat: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class ProbeOptions(Entry):
+    """How many sequences are compared, and on how many ids per position."""
+
+    sequences: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+
+
+class Layout(Entry):
+    """How positions are cut into files and chunks."""
+
+    shard_positions: int = Field(ge=1)
+    chunk_positions: int = Field(ge=1)
+
+
+class Imported(Entry):
+    """What another program's targets were, where the cache holds those, and so what it cannot say."""
+
+    format: Literal["distillkit", "axolotl"]
+    source_sha256: str
+    """Of the source's files, one after another."""
+    settings: dict[str, Any]
+    """How they were read."""
+    tail: Literal["complement", "none"]
+    """complement: one minus the support's mass. none: nothing is known outside the support, which is normalised."""
+    left_out: int = Field(ge=0)
+    """Tokens to be learned for which the source has no target; no completion has them."""
+
+
+class Manifest(Entry):
+    """What a cache was made from and how; immutable from its creation on."""
+
+    format: Literal["footsteps-cache"]
+    version: Literal[1, 2]
+    tokenizer: TokenizerIdentity
+    chat_template_fingerprint: str
+    corpus: CorpusIdentity
+    held_out: CorpusIdentity | None
+    targets: TargetOptions
+    probe: ProbeOptions
+    layout: Layout
+    imported: Imported | None = None
+    """Absent from a manifest of version 1."""
+
+    @model_validator(mode="after")
+    def _version_says_imported(self) -> Self:
+        if (self.version == IMPORTED_VERSION) != (self.imported is not None):
+            raise ValueError("version 2, and only it, has `imported`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "imported" or value is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all the above; files about a cache quote it."""
+        return hashlib.sha256(_canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+class LedgerEntry(Entry):
+    """What was committed under one file's name."""
+
+    bytes: int
+    sha256: str
+    chunk_crc32c: list[int] | None = None
+    """crc32c of each chunk of a shard; None where the file is not one."""
+
+
+Ledger = dict[str, LedgerEntry]
+
+
+class CheckpointIdentity(Entry):
+    """Which weights, and how they were run; fixed when the first shard is begun."""
+
+    name: str
+    weights_fingerprint: str
+    dtype: str
+    attn_implementation: str
+
+
+class CorpusGroup(Entry):
+    """Attributes of corpus/zarr.json."""
+
+    files: Ledger
+
+
+class ProbeGroup(Entry):
+    """Attributes of probe/zarr.json."""
+
+    anchor: CheckpointIdentity
+    positions: int
+    files: Ledger
+
+
+class CheckpointOrder(Entry):
+    """Attributes of checkpoints/zarr.json: every checkpoint that was ever begun, oldest first."""
+
+    order: list[str]
+
+
+class Extras(Entry):
+    """What a checkpoint's second pass gives: its held-out loss, and the ledger of its probe arrays."""
+
+    held_out_loss: float | None
+    files: Ledger
+
+
+class CheckpointGroup(Entry):
+    """Attributes of checkpoints/<name>/zarr.json."""
+
+    identity: CheckpointIdentity
+    held_out_loss: float | None
+    """Mean negative log-likelihood per position on the held-out corpus, in nats."""
+    files: Ledger
+
+
+Group = TypeVar("Group", bound=Entry)
+
+
+def shard_entry(shard: EncodedShard) -> LedgerEntry:
+    """Return what the ledger says of a shard."""
+    return LedgerEntry(bytes=len(shard.data), sha256=sha256(shard.data), chunk_crc32c=shard.chunk_crcs)
+
+
+def file_entry(data: bytes) -> LedgerEntry:
+    """Return what the ledger says of a file that is no shard."""
+    return LedgerEntry(bytes=len(data), sha256=sha256(data))
+
+
+def checkpoint_key(name: str) -> str:
+    """Folder of a checkpoint's group."""
+    return f"{CHECKPOINTS}/{name}"
+
+
+def check_name(name: str) -> None:
+    """Refuse a checkpoint's name that cannot be a folder's everywhere.
+
+    Raises:
+        CacheMismatchError: it has other characters than letters, digits, `.`, `_` and `-`, or begins with `.` or `-`.
+    """
+    if not _NAME.fullmatch(name):
+        raise CacheMismatchError(f"checkpoint name {name!r}: use letters, digits, `_`, `-` and `.`, not first")
+
+
+def seal(body: Entry) -> bytes:
+    """Return the zarr.json of a group whose attributes are `body`, with their digest."""
+    attributes: dict[str, Any] = {ATTRIBUTE: body.model_dump(mode="json", exclude_none=False)}
+    attributes[SEAL] = hashlib.sha256(_canonical(attributes[ATTRIBUTE])).hexdigest()
+    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def unseal(schema: type[Group], data: bytes, where: str) -> Group:
+    """Read a group's zarr.json.
+
+    Raises:
+        CacheMismatchError: it is of another format, or of a version newer than this program.
+        CacheDamagedError: anything in it is not as written.
+    """
+    try:
+        document = json.loads(data)
+        body, digest = document["attributes"][ATTRIBUTE], document["attributes"][SEAL]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheDamagedError(f"{where} is damaged: not the description of a group ({error!r})") from None
+    if schema is Manifest:
+        _check_version(body, where)
+    intact = digest == hashlib.sha256(_canonical(body)).hexdigest()
+    try:
+        group = schema.model_validate(body)
+        intact = intact and seal(group) == data
+    except ValidationError:
+        intact = False
+    if not intact:
+        raise CacheDamagedError(f"{where} is damaged: its content does not fit its own digest")
+    return group
+
+
+def compare(recorded: Entry, now: Entry, what: str) -> None:
+    """Refuse where two entries differ.
+
+    Raises:
+        CacheMismatchError: the message names every field that differs, with both values.
+    """
+    ours, theirs = _flat(now.model_dump()), _flat(recorded.model_dump())
+    lines = [
+        f"  {key}: it has {theirs.get(key)!r}, now {ours.get(key)!r}" for key in theirs if theirs[key] != ours.get(key)
+    ]
+    lines += [f"  {key}: it has none, now {ours[key]!r}" for key in ours if key not in theirs]
+    if lines:
+        raise CacheMismatchError(
+            f"{what} was made from something else; use what it was made from, or another cache.path:\n"
+            + "\n".join(lines)
+        )
+
+
+def _check_version(body: Any, where: str) -> None:
+    if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
+        raise CacheDamagedError(f"{where} is damaged: not the manifest of a cache")
+    version = body.get("version")
+    if isinstance(version, int) and version > IMPORTED_VERSION:
+        raise CacheMismatchError(
+            f"{where} is of format version {version}, this program reads versions up to "
+            f"{IMPORTED_VERSION}; update footsteps"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hex."""
+    return hashlib.sha256(data).hexdigest()

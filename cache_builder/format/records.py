@@ -1,0 +1,179 @@
+"""What is stored of one distribution, as bytes: a target becomes one column of a u8 array.
+
+    plane      0 … 3K−1           ids, u24, by falling probability: byte 0 of every slot, then byte 1, then byte 2
+               3K … 5K−1          −logp in steps, u16, as the difference to the slot before: low bytes, then high bytes
+               5K … 5K+3S−1       tail samples, u24, as the ids
+               … + 12             log_tail, gold, entropy: f32, byte by byte
+
+Bytes of one kind lie together, so zstd finds what they share: high bytes of ids are mostly one value, those of the
+differences mostly zero. Log-probabilities are rounded to a step; `decode` renormalises them with the tail.
+
+Shapes: M positions, K slots of the support, S tail samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache_builder.errors import CacheDamagedError
+from cache_builder.format.manifest import Manifest, TargetOptions
+from cache_builder.format.zarr_shards import ArraySpec
+
+UNUSED = 65535
+ZSTD_LEVEL = 1
+ID_BYTES, LOGP_BYTES, SCALAR_BYTES = 3, 2, 4
+
+
+@dataclass
+class Targets:
+    """What one checkpoint says at M positions; natural logs."""
+
+    ids: np.ndarray
+    """[M, K] i64, by falling probability; an unused slot repeats slot 0's id."""
+    logp: np.ndarray
+    """[M, K] f32, −inf in an unused slot; Σ exp(logp) + exp(log_tail) = 1."""
+    samples: np.ndarray
+    """[M, S] i64, drawn from p(· | tail), each of mass exp(log_tail) / S; slot 0's id where there is no tail."""
+    log_tail: np.ndarray
+    """[M] f32, log of the mass outside the support; −inf where the support is everything."""
+    gold: np.ndarray
+    """[M] f32, log-probability of the true token, as captured."""
+    entropy: np.ndarray
+    """[M] f32, of the full distribution."""
+
+    def __len__(self) -> int:
+        return len(self.gold)
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """How many planes there are, and which holds what."""
+
+    top_k: int
+    tail_samples: int
+    steps_per_nat: int
+
+    @classmethod
+    def of(cls, options: TargetOptions) -> "RecordLayout":
+        return cls(options.top_k, options.tail_samples, options.logp_steps_per_nat)
+
+    @property
+    def n_planes(self) -> int:
+        """Bytes of one position before compression."""
+        return self.first_scalar_plane + 3 * SCALAR_BYTES
+
+    @property
+    def first_logp_plane(self) -> int:
+        return ID_BYTES * self.top_k
+
+    @property
+    def first_sample_plane(self) -> int:
+        return self.first_logp_plane + LOGP_BYTES * self.top_k
+
+    @property
+    def first_scalar_plane(self) -> int:
+        return self.first_sample_plane + ID_BYTES * self.tail_samples
+
+
+def records_spec(manifest: Manifest) -> ArraySpec:
+    """Return the layout of a checkpoint's record array."""
+    return ArraySpec(
+        shape=(RecordLayout.of(manifest.targets).n_planes, manifest.corpus.positions),
+        dtype="uint8",
+        shard=manifest.layout.shard_positions,
+        chunk=manifest.layout.chunk_positions,
+        level=ZSTD_LEVEL,
+    )
+
+
+def quantise(logp: np.ndarray, steps_per_nat: int) -> np.ndarray:
+    """Round log-probabilities to u16 steps below zero; −inf becomes 65535, what is too small 65534."""
+    with np.errstate(invalid="ignore"):
+        steps = np.rint(-logp.astype(np.float64) * steps_per_nat)
+    code = np.clip(np.where(np.isfinite(steps), steps, 0), 0, UNUSED - 1).astype(np.uint16)
+    return np.where(np.isneginf(logp), np.uint16(UNUSED), code)
+
+
+def dequantise(code: np.ndarray, steps_per_nat: int) -> np.ndarray:
+    """Undo `quantise` to f32; the error is at most half a step."""
+    logp = code.astype(np.float32)
+    logp *= np.float32(-1 / steps_per_nat)
+    logp[code == UNUSED] = -np.inf
+    return logp
+
+
+def normalise(logp: np.ndarray, log_tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shift log-probabilities [..., K] and log tail [...] so that they sum to one."""
+    total = np.exp(logp).sum(axis=-1, dtype=np.float32)
+    total += np.exp(log_tail)
+    shift = np.log(total)
+    return logp - shift[..., None], log_tail - shift
+
+
+def encode_records(layout: RecordLayout, targets: Targets) -> np.ndarray:
+    """Turn M targets into u8 [planes, M]. Values of unused slots and of absent samples are not kept."""
+    code_KM = quantise(targets.logp, layout.steps_per_nat).T
+    delta_KM = np.diff(code_KM, axis=0, prepend=np.uint16(0))
+    ids_KM = np.where(code_KM == UNUSED, 0, targets.ids.T)
+    samples_SM = np.where(np.isneginf(targets.log_tail), 0, targets.samples.T)
+    scalars_3M = np.stack([targets.log_tail, targets.gold, targets.entropy]).astype("<f4")
+    planes = np.concatenate(
+        [
+            _planes(ids_KM.astype("<u4"), ID_BYTES),
+            _planes(delta_KM.astype("<u2"), LOGP_BYTES),
+            _planes(samples_SM.astype("<u4"), ID_BYTES),
+            _planes(scalars_3M, SCALAR_BYTES),
+        ]
+    )
+    return np.ascontiguousarray(planes)
+
+
+def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int) -> Targets:
+    """Turn u8 [planes, M] back into targets.
+
+    Raises:
+        CacheDamagedError: an id lies outside the vocabulary.
+    """
+    k, s = layout.top_k, layout.tail_samples
+    logp, samples, scalars = layout.first_logp_plane, layout.first_sample_plane, layout.first_scalar_plane
+    ids_MK = _numbers(planes[:logp], k)
+    delta_KM = planes[logp + k : logp + 2 * k].astype(np.uint16) << 8
+    delta_KM |= planes[logp : logp + k]
+    code_KM = np.add.accumulate(delta_KM, axis=0, dtype=np.uint16)
+    samples_MS = _numbers(planes[samples:scalars], s)
+    log_tail_M, gold_M, entropy_M = decode_scalars(layout, planes)
+    unused_MK = code_KM.T == UNUSED
+    if unused_MK.any():
+        ids_MK = np.where(unused_MK, ids_MK[:, :1], ids_MK)
+    no_tail_M = np.isneginf(log_tail_M)
+    if no_tail_M.any():
+        samples_MS[no_tail_M] = ids_MK[no_tail_M, :1]
+    if len(ids_MK) and max(ids_MK.max(), samples_MS.max(initial=0)) >= vocab_size:
+        raise CacheDamagedError(f"the cache holds an id outside the vocabulary of {vocab_size:,} tokens")
+    logp_MK = np.ascontiguousarray(dequantise(code_KM, layout.steps_per_nat).T)
+    logp_MK, log_tail_M = normalise(logp_MK, log_tail_M)
+    return Targets(ids_MK, logp_MK, samples_MS, log_tail_M, gold_M, entropy_M)
+
+
+def decode_scalars(layout: RecordLayout, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (log_tail, gold, entropy), each f32 [M], as stored."""
+    first = layout.first_scalar_plane
+    packed = planes[first:].reshape(SCALAR_BYTES, 3, -1).transpose(1, 2, 0)
+    log_tail_M, gold_M, entropy_M = np.ascontiguousarray(packed).view("<f4")[..., 0]
+    return log_tail_M, gold_M, entropy_M
+
+
+def _planes(values: np.ndarray, n_bytes: int) -> np.ndarray:
+    """[rows, M] numbers → u8 [n_bytes · rows, M], lowest byte first."""
+    rows, columns = values.shape
+    as_bytes = np.ascontiguousarray(values).view(np.uint8).reshape(rows, columns, values.dtype.itemsize)
+    return as_bytes[..., :n_bytes].transpose(2, 0, 1).reshape(n_bytes * rows, columns)
+
+
+def _numbers(planes: np.ndarray, rows: int) -> np.ndarray:
+    """u8 [3 · rows, M] → i64 [M, rows]."""
+    numbers = planes[2 * rows :].astype(np.int32) << 8
+    numbers |= planes[rows : 2 * rows]
+    numbers <<= 8
+    numbers |= planes[:rows]
+    return np.ascontiguousarray(numbers.T, dtype=np.int64)

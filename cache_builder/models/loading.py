@@ -1,0 +1,214 @@
+"""Models and tokenizers, from a folder, a hub id `owner/name[@revision]`, or a folder with only `config.json`.
+
+Only safetensors weights are read. Vocabulary size means `len(tokenizer)` everywhere: a head may be padded to more rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from cache_builder.config import ModelConfig, TeacherConfig, expand
+from cache_builder.errors import ConfigError, MissingError, ModelError
+from cache_builder.models.adapters import adapter_at, put_in
+from cache_builder.models.placement import loading_options
+
+EOS_TOKEN = "<|end|>"
+PAD_TOKEN = "<|pad|>"
+CONFIG_FILES = ("config.json", "adapter_config.json")
+"""What a model's folder, or that of LoRA adapters, has one of."""
+
+
+def resolve(location: str) -> tuple[str, str | None]:
+    """Split a model's location into (folder or hub id, revision).
+
+    Raises:
+        MissingError: it looks like a folder and there is none.
+    """
+    location = expand(location)
+    if Path(location).is_dir():
+        return location, None
+    name, _, revision = location.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise MissingError(f"model {location!r}: no such folder, and not a hub id of the form owner/name[@revision]")
+    return name, revision or None
+
+
+def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer; where it has no pad token, eos stands in (padding is masked by length, never by id).
+
+    Raises:
+        MissingError: there is none at `location`.
+        ModelError: it is not a fast tokenizer, or has neither pad nor eos.
+    """
+    name, revision = resolve(location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"tokenizer {location!r} could not be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"tokenizer {location!r} has no fast version (tokenizer.json); convert it first")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"tokenizer {location!r} has neither a pad nor an eos token; name one of them")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer on `texts`, save it to `folder` and return it."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, PAD_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def load_model(config: ModelConfig, seed: int, location: str | None = None, **parallel: Any) -> PreTrainedModel:
+    """Load a causal LM in eval mode; a folder without weights is initialised from `seed`.
+
+    `location` replaces `config.model`, to load another state of the same model; of adapters, the base is loaded with
+    them. `parallel` goes to `from_pretrained`, in place of the config's `device_map` and `quantization`.
+
+    Raises:
+        MissingError: there is no such model.
+        ModelError: it is not a causal LM that transformers knows, has no safetensors weights, does not fit into
+            memory, or the package that its quantisation needs is not installed.
+    """
+    location = location or config.model
+    name, revision = resolve(location)
+    adapter = adapter_at(name, revision)
+    if adapter is not None:
+        model = load_model(config, seed, adapter.base_location, **parallel)
+        put_in(model, adapter)
+        return model
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "dtype": getattr(torch, config.dtype)}
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    try:
+        if _has_only_config(name):
+            _refuse_ways_of_loading(config, location)
+            return _initialised(name, seed, options).eval()
+        options |= {
+            "revision": revision,
+            "use_safetensors": True,
+            **(parallel or loading_options(config, name, revision)),
+        }
+        return AutoModelForCausalLM.from_pretrained(name, **options).eval()
+    except OSError as error:
+        raise MissingError(f"model {location!r} could not be loaded: {_first_line(error)}") from error
+    except (ConfigError, ModelError):
+        raise
+    except (ValueError, ImportError) as error:
+        raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {_first_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
+            f"larger one (teacher.device_map, quantization, tensor_parallel): {_first_line(error)}"
+        ) from error
+
+
+def _refuse_ways_of_loading(config: ModelConfig, location: str) -> None:
+    if isinstance(config, TeacherConfig):
+        for way in ("device_map", "quantization", "tensor_parallel"):
+            if getattr(config, way) not in (None, 1):
+                raise ModelError(f"model {location!r} has no weights to load, so teacher.{way} says nothing of it")
+
+
+def _initialised(name: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Say whether a folder holds a model, or adapters that name their base."""
+    return any((folder / name).is_file() for name in CONFIG_FILES)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a model with fewer embedding rows than the tokenizer has tokens.
+
+    Raises:
+        ModelError: the model cannot read every token.
+    """
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    if rows < len(tokenizer):
+        raise ModelError(
+            f"model {name!r} has {rows} vocabulary rows, the tokenizer {len(tokenizer)} tokens; "
+            "use the model's own tokenizer, or raise vocab_size in its config.json"
+        )
+
+
+def weights_fingerprint(location: str, seed: int) -> str:
+    """Return a SHA-256 over a model's config and safetensors files, or over config and seed where it has no weights.
+
+    That of adapters covers their base as well, wherever it lies.
+    """
+    name, revision = resolve(location)
+    adapter = adapter_at(name, revision)
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    files = sorted(folder.glob("*.safetensors"))
+    changed_by_saving = ["transformers_version", "_name_or_path", "dtype"]
+    if adapter is not None:
+        changed_by_saving += ["base_model_name_or_path", "revision", "peft_version"]
+    config_file = next((name for name in CONFIG_FILES if (folder / name).is_file()), CONFIG_FILES[0])
+    stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in [folder / config_file, *files])
+    digest = _digest(stamps, tuple(changed_by_saving), "" if files else str(seed))
+    if adapter is None:
+        return digest
+    base = weights_fingerprint(adapter.base_location, seed)
+    return hashlib.sha256(f"footsteps adapters 1 {digest} {base}".encode()).hexdigest()
+
+
+@cache
+def _digest(stamps: tuple[tuple[Path, int, int], ...], leave_out: tuple[str, ...], seed: str) -> str:
+    """Return the SHA-256 of a config (less some keys), its weights' files, and `seed`; sizes and times are the key."""
+    digest = hashlib.sha256(b"footsteps weights 1")
+    (config_path, _, _), *weights = stamps
+    model_config = json.loads(config_path.read_text())
+    for key in leave_out:
+        model_config.pop(key, None)
+    digest.update(json.dumps(model_config, sort_keys=True).encode())
+    for path, _, _ in weights:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    digest.update(seed.encode())
+    return digest.hexdigest()
+
+
+def _has_only_config(name: str) -> bool:
+    folder = Path(name)
+    return folder.is_dir() and (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

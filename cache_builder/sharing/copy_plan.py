@@ -1,0 +1,136 @@
+"""What of a cache is to be brought to another place, and whether that place may have it.
+
+source ─▶ Offer: manifest, corpus, probe, checkpoints     complete, of the ledgers' sizes, with names that are safe
+place: nothing │ this cache │ an unfinished copy of it    anything else is refused by name
+"""
+
+import re
+from dataclasses import dataclass
+
+from cache_builder.cache.reader import Cache
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
+from cache_builder.format import manifest as names
+from cache_builder.format.manifest import CheckpointGroup, CorpusGroup, Ledger, LedgerEntry, Manifest, ProbeGroup
+from cache_builder.storage.base import ARRIVING, BESIDE, PART_SUFFIX, Store
+
+CHECK_BYTES = 64 << 20
+_FILE = re.compile(r"[a-z_]+/(zarr\.json|c/(0/)?[0-9]+)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of a cache: what its zarr.json says, and the ledger of what lies below."""
+
+    key: str
+    body: CorpusGroup | ProbeGroup | CheckpointGroup
+
+    @property
+    def files(self) -> Ledger:
+        return self.body.files
+
+    @property
+    def metadata(self) -> str:
+        return f"{self.key}/{names.ROOT}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What of a cache is to be brought."""
+
+    source: Store
+    manifest: Manifest
+    groups: list[Group]
+    chosen: tuple[str, ...]
+    begun: tuple[str, ...]
+
+    @property
+    def files(self) -> list[tuple[str, LedgerEntry]]:
+        return [(f"{group.key}/{file}", entry) for group in self.groups for file, entry in group.files.items()]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for _, entry in self.files)
+
+
+def plan_offer(source: Store, checkpoints: tuple[str, ...]) -> Offer:
+    """Return what is to be brought: these checkpoints, or all of them, with corpus and probe.
+
+    Raises:
+        CacheIncompleteError: a checkpoint that is asked for is not complete, or of none given, not all are.
+        CacheDamagedError: a file is missing or of another size than was committed, or a ledger names what it cannot.
+    """
+    cache = Cache(source, CHECK_BYTES)
+    unfinished = [name for name in cache.begun if name not in cache.checkpoints]
+    if not checkpoints and (unfinished or not cache.checkpoints):
+        complete = " ".join(f"--checkpoint {name}" for name in cache.checkpoints)
+        raise CacheIncompleteError(
+            f"cache {cache.url}: unfinished are {', '.join(unfinished) or 'all checkpoints'}; build it to its end"
+            + (f", or bring only what is complete: {complete}" if complete else "")
+        )
+    chosen = tuple(name for name in cache.checkpoints if name in checkpoints) if checkpoints else cache.checkpoints
+    groups = [Group(names.CORPUS, _read_group(source, CorpusGroup, names.CORPUS))]
+    if source.exists(f"{names.PROBE}/{names.ROOT}"):
+        groups.append(Group(names.PROBE, _read_group(source, ProbeGroup, names.PROBE)))
+    for name in checkpoints or chosen:
+        names.check_name(name)
+        groups.append(Group(names.checkpoint_key(name), cache.checkpoint(name)))
+    for group in groups:
+        for file in group.files:
+            if not _FILE.fullmatch(file):
+                raise CacheDamagedError(f"{source.where(group.metadata)} is damaged: it names the file {file!r}")
+    return Offer(source, cache.manifest, groups, chosen, cache.begun)
+
+
+def check_place(offer: Offer, place: Store) -> dict[str, int]:
+    """Refuse a place that holds anything else, and return the sizes of the files there.
+
+    Raises:
+        CacheMismatchError: another cache, another checkpoint of the same name, or files that are no cache.
+    """
+    where, sizes = place.where(""), place.sizes("")
+    if names.ROOT in sizes:
+        theirs = names.unseal(Manifest, place.read(names.ROOT), place.where(names.ROOT))
+        _refuse_other(theirs, offer.manifest, f"{where} holds another cache")
+    elif ARRIVING in sizes:
+        theirs = names.unseal(Manifest, place.read(ARRIVING), place.where(ARRIVING))
+        _refuse_other(theirs, offer.manifest, f"{where} holds an unfinished copy of another cache")
+    else:
+        foreign = [key for key in sizes if key not in BESIDE and not key.endswith(PART_SUFFIX)]
+        if foreign:
+            raise CacheMismatchError(
+                f"{where} is not a cache and not empty (it holds {foreign[0]!r}); choose another place"
+            )
+    for group in offer.groups:
+        if group.metadata in sizes:
+            _refuse_other_group(group, place)
+    return sizes
+
+
+def _refuse_other(theirs: names.Entry, ours: names.Entry, what: str) -> None:
+    try:
+        names.compare(theirs, ours, "")
+    except CacheMismatchError as error:
+        differing = str(error).partition("\n")[2]
+        raise CacheMismatchError(f"{what}; choose another place, or remove what is there:\n{differing}") from None
+
+
+def _refuse_other_group(group: Group, place: Store) -> None:
+    where = place.where(group.metadata)
+    try:
+        theirs = names.unseal(type(group.body), place.read(group.metadata), where)
+    except CacheDamagedError:
+        return  # it is written again
+    if theirs == group.body:
+        return
+    if isinstance(theirs, CheckpointGroup) and isinstance(group.body, CheckpointGroup):
+        name = group.body.identity.name
+        _refuse_other(theirs.identity, group.body.identity, f"{place.where('')} has another checkpoint {name!r}")
+    raise CacheMismatchError(
+        f"{where} is of a cache that was built apart from this one, from the same inputs: its files have other bytes, "
+        "and checkpoints of the two must not be mixed; choose another place, or remove what is there"
+    )
+
+
+def _read_group(source: Store, schema: type[names.Group], group: str) -> names.Group:
+    key = f"{group}/{names.ROOT}"
+    return names.unseal(schema, source.read(key), source.where(key))

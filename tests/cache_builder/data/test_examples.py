@@ -1,0 +1,106 @@
+"""Every known shape and file format becomes the same example; every other is refused by its row."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from cache_builder.config import DataConfig
+from cache_builder.data.examples import load_splits, normalize
+from cache_builder.errors import DataError, MissingError
+
+MESSAGES = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "green"}]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": MESSAGES},
+        {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "green"}]},
+        {"prompt": "red?", "completion": "green"},
+        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+    ],
+)
+def test_every_shape_becomes_the_same_messages(row: dict[str, Any]) -> None:
+    assert normalize(row, "x-0", "row 0")["messages"] == MESSAGES
+
+
+def test_sharegpts_system_turn_is_kept() -> None:
+    row = {"conversations": [{"from": "system", "value": "be brief"}, {"from": "human", "value": "red?"}]}
+    assert normalize(row, "x-0", "row 0")["messages"][0] == {"role": "system", "content": "be brief"}
+
+
+def test_id_task_answer_choices_and_group_are_kept() -> None:
+    row = {"id": 7, "task": "ner", "messages": MESSAGES, "answer": ["a", "b"], "choices": ["a"], "group": "doc"}
+    example = normalize(row, "x-0", "row 0")
+    assert (example["id"], example["task"], example["answer"], example["group"]) == ("7", "ner", ["a", "b"], "doc")
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"text": "red? green"}, "expected `messages`"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "'robot'"),
+        ({"messages": [{"role": "user", "content": None}]}, "NoneType"),
+        ({"messages": "red?"}, "list of turns"),
+    ],
+)
+def test_an_unknown_shape_is_refused_by_its_row(row: dict[str, Any], named: str) -> None:
+    with pytest.raises(DataError, match=r"train\.jsonl, row 3") as refused:
+        normalize(row, "x-3", "train.jsonl, row 3")
+    assert named in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_every_file_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": f"r{index}", "prompt": f"red {index}?", "completion": "green"} for index in range(20)]
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "jsonl":
+        write_jsonl(path, rows)
+    elif suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    splits = load_splits(DataConfig(train=str(path), validation_fraction=0.2), seed=0)
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [16, 4, 0]
+    both = sorted([*splits["train"], *splits["validation"]], key=lambda example: int(example["id"][1:]))
+    assert [example["messages"][0]["content"] for example in both] == [row["prompt"] for row in rows]
+
+
+def test_what_is_held_out_depends_on_the_seed_alone_and_is_not_trained_on(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"id": str(i), "messages": MESSAGES} for i in range(50)])
+    config = DataConfig(train=path)
+    one, same, other = (load_splits(config, seed)["validation"] for seed in (1, 1, 2))
+    assert [e["id"] for e in one] == [e["id"] for e in same] != [e["id"] for e in other]
+    assert not {e["id"] for e in one} & {e["id"] for e in load_splits(config, 1)["train"]}
+
+
+def test_an_empty_file_and_a_missing_one_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"empty\.jsonl"):
+        load_splits(DataConfig(train=str(tmp_path / "empty.jsonl")), 0)
+    with pytest.raises(MissingError, match=r"nowhere\.jsonl"):
+        load_splits(DataConfig(train=str(tmp_path / "nowhere.jsonl")), 0)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"messages": [\n')
+    with pytest.raises(DataError, match=r"broken\.jsonl"):
+        load_splits(DataConfig(train=str(tmp_path / "broken.jsonl")), 0)
+
+
+def test_a_path_with_an_unset_variable_says_so() -> None:
+    with pytest.raises(ValueError, match="environment variable"):
+        load_splits(DataConfig(train="$FOOTSTEPS_UNSET/train.jsonl"), 0)

@@ -1,0 +1,65 @@
+"""One cache serves students of any size and of another padded vocabulary, by any method and seed."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from transformers import LlamaConfig
+
+from trainer.stages.distill import distill
+from trainer.stages.sft import sft_student
+from trainer.stages.student_losses import write_student_losses
+
+
+def student_folder(folder: Path, **options: Any) -> Path:
+    """A model folder with only a config; the toy's student has 24 dimensions and 328 rows for 320 tokens."""
+    sizes = {"vocab_size": 328, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, **options}
+    LlamaConfig(
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+        **sizes,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"hidden_size": 16, "num_hidden_layers": 1}, id="smaller"),
+        pytest.param({"hidden_size": 64, "vocab_size": 384}, id="larger, with other padding"),
+    ],
+)
+def test_students_of_any_size_methods_and_seeds_train_from_one_cache(
+    toy: Any, tmp_path: Path, options: dict[str, int]
+) -> None:
+    student = student_folder(tmp_path / "student", **options)
+    experiment, cache, prepared = toy(f"student.model='{student}'", "distill.seeds=[0, 1]")
+    for name in ("student", "losses"):
+        (experiment.output_dir / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in Path(cache.url).resolve().rglob("*")}
+    sft_student(experiment, prepared)
+    write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
+    finished = {
+        (method, seed): distill(experiment, method, seed, cache, prepared)
+        for method, seed in product(("td", "rkl", "scd+aw"), experiment.distill.seeds)
+    }
+    assert before == {path: path.stat().st_mtime_ns for path in Path(cache.url).resolve().rglob("*")}
+    embeddings = {}
+    for key, folder in finished.items():
+        weights = load_file(folder / "last" / "model.safetensors")
+        embeddings[key] = weights["model.embed_tokens.weight"]
+        assert embeddings[key].shape == (options.get("vocab_size", 328), options["hidden_size"])
+        log = json.loads((folder / "log.json").read_text())
+        kl = [entry["kl"] for entry in log if "kl" in entry]
+        assert kl[-1] < 0.85 * kl[0], f"{key} has learned from the cache"
+    for one, other in product(finished, repeat=2):
+        assert one == other or not np.array_equal(embeddings[one], embeddings[other]), (one, other)

@@ -1,0 +1,326 @@
+"""Training: resumed = uninterrupted, accumulated = whole, the right teacher in every batch, and no silent NaN."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cache_builder.cache.reader import Cache
+from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheMismatchError, TrainingError
+from tests.support.interruption import Stop, stop_at
+from tests.support.paths import ROOT
+from tests.support.toys import DROPOUT, without_dropout
+from trainer.config import Experiment
+from trainer.loop.dataset import CachedRows
+from trainer.stages import distill as distilling
+from trainer.stages.distill import DistillTrainer, distill
+
+
+def weights(folder: Path, which: str = "last") -> dict[str, np.ndarray]:
+    return load_file(folder / which / "model.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for which in ("best", "last"):
+        for name, values in weights(one, which).items():
+            np.testing.assert_array_equal(values, weights(other, which)[name], err_msg=f"{which} {name}")
+    for file in ("plan.json", "stage.json"):
+        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
+    np.testing.assert_array_equal(
+        load_file(one / "losses.safetensors")["loss"], load_file(other / "losses.safetensors")["loss"]
+    )
+
+
+def test_length_grouped_batches_are_resumed_and_accumulated_like_others(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grouped, runs = ("distill.length_grouped=true", "distill.save_steps=6"), []
+    getitems = CachedRows.__getitems__
+    for micro in (8, 2):
+        seen: list[int] = []
+
+        def recording(self: CachedRows, items: Any, seen: list[int] = seen) -> Any:
+            seen.extend(row for _, row in items)
+            return getitems(self, items)
+
+        sizes = (
+            f"distill.per_device_train_batch_size={micro}",
+            f"distill.gradient_accumulation_steps={8 // micro}",
+        )
+        experiment, cache, prepared = toy(*grouped, *sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedRows, "__getitems__", recording)
+            runs.append((distill(experiment, "td", 0, cache, prepared), seen))
+    assert runs[0][1] == runs[1][1]
+    lengths = np.diff(cache.corpus.token_offsets)[runs[0][1]].reshape(-1, 8)
+    assert np.ptp(lengths, axis=1).mean() < 0.5 * np.ptp(lengths.T, axis=1).mean()
+    stopped = toy(*grouped)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stop):
+            distill(stopped[0], "td", 0, *stopped[1:])
+    assert_same_bits(runs[0][0], distill(stopped[0], "td", 0, *stopped[1:]))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # its name in every 5.x
+def test_gradient_checkpointing_changes_memory_and_not_the_weights(toy: Any) -> None:
+    runs = []
+    for checkpointing in ("false", "true"):
+        experiment, cache, prepared = toy(f"distill.gradient_checkpointing={checkpointing}")
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_compiled_layers_train_to_the_weights_of_plain_ones(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The loss stays out of torch.compile: nothing of it is traced, so nothing of it breaks a graph."""
+    runs = []
+    for options in ((), ("distill.torch_compile_backend='aot_eager'",)):
+        experiment, cache, prepared = toy(*options)
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert "raph break" not in caplog.text
+
+
+def test_bf16_by_its_name_computes_in_bfloat16_and_keeps_the_weights_in_float32(toy: Any) -> None:
+    runs = [toy(*bf16) for bf16 in ((), ("distill.bf16=true",))]
+    folders = [distill(experiment, "td", 0, cache, prepared) for experiment, cache, prepared in runs]
+    plain, mixed = (weights(folder) for folder in folders)
+    assert all(values.dtype == np.float32 for values in mixed.values())
+    distance = max(np.abs(plain[name] - values).max() for name, values in mixed.items())
+    assert 1e-5 < distance < 0.2
+
+
+def test_the_log_goes_to_tensorboard_by_its_name(toy: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experiment, cache, prepared = toy("distill.report_to=['tensorboard']", "distill.logging_steps=5")
+    folder = distill(experiment, "td+aw", 0, cache, prepared)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    logged = [entry["kl"] for entry in json.loads((folder / "log.json").read_text()) if "kl" in entry]
+    assert [event.value for event in accumulator.Scalars("train/kl")] == pytest.approx(logged)
+    assert "eval/loss" in accumulator.Tags()["scalars"]
+    assert "train/aw_mean" in accumulator.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, method: str, stopped_at: int
+) -> None:
+    quiet = distill(toy("distill.save_steps=6")[0], method, 0, *toy("distill.save_steps=6")[1:])
+    stopped = toy("distill.save_steps=6")
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped_at)
+        with pytest.raises(Stop):
+            distill(stopped[0], method, 0, *stopped[1:])
+    assert_same_bits(quiet, distill(stopped[0], method, 0, *stopped[1:]))
+
+
+def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: Any) -> None:
+    experiment, cache, prepared = toy()
+    folder = distill(experiment, "td", 0, cache, prepared)
+    assert json.loads((folder / "last" / "config.json").read_text())["attention_dropout"] == DROPOUT
+    with_dropout = weights(folder)
+    other = toy("distill.seeds=[5]")
+    assert any(
+        (with_dropout[name] != values).any() for name, values in weights(distill(other[0], "td", 5, *other[1:])).items()
+    )
+
+
+def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = distill(toy()[0], "td", 0, *toy()[1:])
+    experiment, cache, prepared = toy("distill.save_steps=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Stop):
+            distill(experiment, "td", 0, cache, prepared)
+    folder = experiment.output_dir / "distill" / "td" / "seed-0"
+    newest = folder / "checkpoint-8"
+    (newest / "progress.json").unlink()
+    (newest / "model.safetensors").write_bytes(b"half")
+    assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
+
+
+def test_a_plan_is_reloaded_and_never_chosen_again(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, cache, prepared = toy("distill.save_steps=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(Stop):
+            distill(experiment, "scd", 0, cache, prepared)
+    chosen: list[int] = []
+    choose = DistillTrainer.choose_teacher
+
+    def counting(self: DistillTrainer, stage: int) -> Any:
+        chosen.append(stage)
+        return choose(self, stage)
+
+    monkeypatch.setattr(DistillTrainer, "choose_teacher", counting)
+    distill(experiment, "scd", 0, cache, prepared)
+    assert chosen == [1, 2]
+
+
+def test_accumulated_micro_batches_give_the_whole_batchs_gradient(toy: Any) -> None:
+    """Pitfall 4; sequences of different lengths, so that dividing per micro-batch would show."""
+    runs = []
+    for micro in (8, 2):
+        experiment, cache, prepared = toy(
+            f"distill.per_device_train_batch_size={micro}", f"distill.gradient_accumulation_steps={8 // micro}"
+        )
+        without_dropout(experiment)
+        runs.append(weights(distill(experiment, "td+aw", 0, cache, prepared)))
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_loader_workers_change_nothing_and_every_batch_has_its_stages_teacher(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 15: a prefetched batch must not carry the teacher of the stage before."""
+    folders = []
+    compute_loss = DistillTrainer.compute_loss
+    checked = []
+
+    def checking(self: DistillTrainer, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        stage = self.state.global_step // self.steps_per_stage
+        expected = self.cache.read(self.cache.checkpoints[stage], inputs["rows_B"].tolist())
+        np.testing.assert_array_equal(inputs["targets"]["logp_MK"].numpy(), expected.logp)
+        checked.append(stage)
+        return compute_loss(self, model, inputs, *args, **options)
+
+    monkeypatch.setattr(DistillTrainer, "compute_loss", checking)
+    for workers in (0, 2):
+        experiment, cache, prepared = toy(f"distill.dataloader_num_workers={workers}")
+        folders.append(distill(experiment, "cd", 0, cache, prepared))
+    assert_same_bits(*folders)
+    assert set(checked) == {0, 1, 2}
+
+
+def test_the_optimizer_starts_afresh_and_the_learning_rate_again_at_each_stage(toy: Any) -> None:
+    experiment, cache, prepared = toy("distill.logging_steps=1")
+    folder = distill(experiment, "cd", 0, cache, prepared)
+    log = json.loads((folder / "log.json").read_text())
+    steps = json.loads((folder / "plan.json").read_text())["steps_per_stage"]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert len(rates) == 3 * steps
+    np.testing.assert_allclose(rates[:steps], rates[steps : 2 * steps])
+    np.testing.assert_allclose(rates[:steps], rates[2 * steps :])
+    assert max(rates) == pytest.approx(3e-3)
+
+
+def test_a_non_finite_loss_stops_training_and_names_the_examples(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, cache, prepared = toy()
+    getitems = CachedRows.__getitems__
+
+    def poisoned(self: CachedRows, items: Any) -> Any:
+        batch = getitems(self, items)
+        batch["targets"]["logp_MK"][0, 0] = torch.nan
+        return batch
+
+    monkeypatch.setattr(CachedRows, "__getitems__", poisoned)
+    with pytest.raises(TrainingError, match="'color-"):
+        distill(experiment, "td", 0, cache, prepared)
+
+
+def test_a_stage_made_with_other_settings_is_refused_by_their_name(toy: Any) -> None:
+    experiment, cache, prepared = toy()
+    distill(experiment, "sft", 0, cache, prepared)
+    changed = load_toy_like(experiment, "distill.learning_rate=1e-3")
+    with pytest.raises(CacheMismatchError, match="learning_rate"):
+        distill(changed, "sft", 0, cache, prepared)
+
+
+def load_toy_like(experiment: Experiment, override: str) -> Experiment:
+    values = experiment.model_dump()
+    section, _, rest = override.partition(".")
+    key, _, value = rest.partition("=")
+    values[section][key] = json.loads(value)
+    return Experiment.model_validate(values)
+
+
+def test_another_corpus_than_the_caches_is_refused_by_name(toy: Any) -> None:
+    experiment, cache, _ = toy()
+    elsewhere = experiment.model_copy(
+        update={
+            "text": experiment.text.model_copy(update={"max_length": 63}),
+            "run": experiment.run.model_copy(update={"output_dir": str(experiment.output_dir / "other")}),
+        }
+    )
+    (elsewhere.output_dir).mkdir()
+    (elsewhere.output_dir / "tokenizer").symlink_to((experiment.output_dir / "tokenizer").resolve())
+    examples_cut = Prepared(elsewhere)
+    examples_cut.train.fingerprint = "0" * 64
+    with pytest.raises(CacheMismatchError, match="corpus"):
+        distilling.check_cache(cache, examples_cut, elsewhere)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.support.interruption import Stop, stop_at
+from tests.support.toys import DROPOUT, load_toy, without_dropout
+from cache_builder.data.prepare import Prepared
+from cache_builder.cache.reader import open_cache
+from trainer.stages.distill import distill
+experiment = load_toy(Path({config!r}), *{overrides!r})
+distill(experiment, "td+aw", 0, open_cache(experiment.cache_url), Prepared(experiment))
+"""
+
+
+def test_two_processes_give_the_weights_of_one(toy: Any, built_toy: Path, tmp_path: Path) -> None:
+    experiment, cache, prepared = toy()
+    without_dropout(experiment)
+    alone = weights(distill(experiment, "td+aw", 0, cache, prepared))
+    both, _, _ = toy()
+    script = tmp_path / "two.py"
+    overrides = [
+        f"run.output_dir='{both.output_dir}'",
+        f"student.model='{experiment.student.model}'",
+        "distill.per_device_train_batch_size=4",
+        "distill.use_cpu=true",
+    ]
+    config = str(built_toy / "experiment.toml")
+    script.write_text(SCRIPT.format(root=str(ROOT), config=config, overrides=overrides))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, values in weights(both.output_dir / "distill" / "td+aw" / "seed-0").items():
+        np.testing.assert_allclose(values, alone[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_a_temperature_warns_with_the_mass_that_the_support_keeps(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pitfall 23."""
+    experiment, cache, prepared = toy("distill.temperature=4.0")
+    distill(experiment, "td", 0, cache, prepared)
+    messages = capsys.readouterr().err
+    assert "temperature = 4" in messages and "% of checkpoint-" in messages
+
+
+def test_weights_that_have_lost_their_meaning_are_warned_of(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, cache, prepared = toy()
+    monkeypatch.setattr(Cache, "losses", lambda self, name: np.full(len(self.corpus), 1e-6))
+    distill(experiment, "td+aw", 0, cache, prepared)
+    assert "has become plain distillation" in capsys.readouterr().err
+
+
+def test_deepspeed_is_refused_because_a_stage_cannot_clear_its_optimizer(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    experiment, cache, prepared = toy()
+    with pytest.raises(TrainingError, match="DeepSpeed owns its optimizer"):
+        distill(experiment, "td", 0, cache, prepared)

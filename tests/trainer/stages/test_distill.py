@@ -1,0 +1,121 @@
+"""The schedule of a real run against a plain float64 restatement of §5.2 and §5.1 from the models' own logits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cache_builder.build.build import build_cache, teacher_checkpoints
+from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.data.prepare import Prepared
+from tests.support.toys import load_toy, write_toy
+from trainer.config import Experiment
+from trainer.stages.distill import distill
+from trainer.stages.sft import sft_teacher
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Cache, Prepared]:
+    experiment = load_toy(write_toy(tmp_path_factory.mktemp("toy")), "distill.init='base'", "distill.save_steps=1000")
+    prepared = Prepared(experiment)
+    sft_teacher(experiment, prepared)
+    build_cache(experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation)
+    return experiment, open_cache(experiment.cache_url), prepared
+
+
+def dense_logp(folder: str, prepared: Prepared, rows: np.ndarray) -> list[np.ndarray]:
+    """Float64 log-probabilities [V] over the tokenizer's tokens at every position of some sequences, one by one."""
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    distributions = []
+    for row in rows:
+        tokens, completion = prepared.train.sequence(int(row))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(tokens.astype(np.int64))[None]).logits[
+                0, :, : len(prepared.tokenizer)
+            ]
+        logp = (logits - logits.logsumexp(-1, keepdim=True)).numpy()
+        distributions += [logp[index - 1] for index in range(1, len(tokens)) if completion[index]]
+    return distributions
+
+
+def mean_kl(first: list[np.ndarray], second: list[np.ndarray], ids_PR: np.ndarray) -> float:
+    """Mean KL over the outcomes of the probe's ids and everything else, written as plainly as can be."""
+    total = 0.0
+    for a, b, ids in zip(first, second, ids_PR, strict=True):
+        p = np.append(np.exp(a[ids]), np.exp(np.delete(a, ids)).sum())
+        q = np.append(np.exp(b[ids]), np.exp(np.delete(b, ids)).sum())
+        total += float(np.sum(p * np.log(p / q)))
+    return total / len(ids_PR)
+
+
+def first_stage(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "plan.json").read_text())["stages"][0]
+
+
+def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
+    built: tuple[Experiment, Cache, Prepared],
+) -> None:
+    """The student is planted: it is a checkpoint itself, so that the choice has no easy answer."""
+    experiment, cache, prepared = built
+    locations = dict(teacher_checkpoints(experiment))
+    names = list(cache.checkpoints)
+    logp = {name: dense_logp(locations[name], prepared, cache.probe_rows) for name in names}
+    for planted in names:
+        student = experiment.student.model_copy(update={"model": locations[planted]})
+        output_dir = Path(experiment.run.output_dir) / f"planted-{planted}"
+        output_dir.mkdir()
+        for shared in ("tokenizer", "corpus"):
+            (output_dir / shared).symlink_to(experiment.output_dir / shared)
+        planted_experiment = experiment.model_copy(
+            update={
+                "student": student,
+                "run": experiment.run.model_copy(update={"output_dir": str(output_dir)}),
+                "cache": experiment.cache.model_copy(update={"path": experiment.cache_url}),
+            }
+        )
+        stage = first_stage(distill(planted_experiment, "scd", 0, cache, Prepared(planted_experiment)))
+        best = names[int(np.argmin([cache.held_out(name) for name in names]))]  # type: ignore[arg-type]
+        anchor = {name: mean_kl(logp[best], logp[name], cache.probe_ids) for name in names}
+        distance = {name: mean_kl(logp[planted], logp[name], cache.probe_ids) for name in names}
+        assert stage["anchor_kl"] == pytest.approx(anchor, rel=2e-2, abs=1e-4)  # the probe is stored in steps
+        assert stage["student_kl"] == pytest.approx(distance, rel=2e-2, abs=1e-4)
+        totals = [anchor[name] + distance[name] for name in names]
+        assert stage["choice"] == names[int(np.argmin(totals))]
+        assert stage["margin"] == pytest.approx(sorted(totals)[1] - sorted(totals)[0], rel=5e-2, abs=1e-3)
+        assert stage["student_kl"][planted] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_cached_losses_are_the_models_own(built: tuple[Experiment, Cache, Prepared]) -> None:
+    experiment, cache, prepared = built
+    for name, location in teacher_checkpoints(experiment):
+        model = AutoModelForCausalLM.from_pretrained(location).eval()
+        for row in range(0, len(cache.corpus), 9):
+            tokens, completion = prepared.train.sequence(row)
+            ids = torch.tensor(tokens.astype(np.int64))[None]
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, :-1, : len(prepared.tokenizer)]
+            losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            own = losses[torch.from_numpy(np.array(completion[1:]))].sum().item()
+            assert cache.losses(name)[row] == pytest.approx(own, rel=1e-5, abs=1e-5)
+
+
+def test_a_users_own_list_of_checkpoints_gives_the_same_cache_contents(
+    built: tuple[Experiment, Cache, Prepared], tmp_path: Path
+) -> None:
+    experiment, cache, prepared = built
+    folders = [location for _, location in teacher_checkpoints(experiment)]
+    listed = experiment.model_copy(
+        update={
+            "teacher": experiment.teacher.model_copy(update={"checkpoints": folders}),
+            "cache": experiment.cache.model_copy(update={"path": str(tmp_path / "cache")}),
+        }
+    )
+    build_cache(listed, prepared.train, prepared.tokenizer, teacher_checkpoints(listed), prepared.validation)
+    other = open_cache(str(tmp_path / "cache"))
+    assert len(other.checkpoints) == 3
+    for name, same in zip(cache.checkpoints, other.checkpoints, strict=True):
+        np.testing.assert_array_equal(cache.losses(name), other.losses(same))

@@ -1,0 +1,222 @@
+"""Judge one model on the test examples of every task, and keep each of its answers.
+
+examples ─▶ by task ─▶ outputs ─▶ parsed ─▶ scores ─▶ evaluate/<model>/predictions.jsonl
+                                                 └──▶ evaluate/<model>/metrics.json      (its presence means done)
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cache_builder.config import Section, TextConfig
+from cache_builder.data.chat import encode_prompt
+from cache_builder.data.examples import Example
+from cache_builder.errors import ConfigError, DataError
+from trainer.evaluation.answers import Answer
+from trainer.evaluation.generation import Outputs, find_stop_ids, generate
+from trainer.evaluation.likelihood import likeliest
+from trainer.evaluation.metrics import MetricName, count_score, counts_GP, is_row_metric, label_indices, row_scores
+from trainer.evaluation.statistics import interval, mean_interval
+from trainer.evaluation.tasks import Task
+
+
+class EvaluateConfig(Section):
+    """How the test examples are answered and judged."""
+
+    batch_size: int = Field(32, ge=1)
+    """Prompts that are answered at once."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Tokens of an answer at most, where the task does not say."""
+    method: Literal["generate", "likelihood"] = "generate"
+    """For tasks with choices: write an answer, or take the choice with the highest probability."""
+    bootstrap_samples: int = Field(1000, ge=1)
+    """Resamples of the test rows behind each 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One task's rows with what became of them."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[str]
+    outputs: Outputs
+    parsed: list[Answer | None]
+    gold: list[Answer]
+
+    def metrics(self, bootstrap_samples: int) -> dict[str, dict[str, float]]:
+        """Return value, low and high of each of the task's metrics."""
+        return {name: score(name, self.parsed, self.gold, bootstrap_samples) for name in self.task.metrics}
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Return the rows of predictions.jsonl."""
+        primary = self.task.metrics[0]
+        scores = row_scores(primary, self.parsed, self.gold).tolist() if is_row_metric(primary) else None
+        return [
+            {
+                "id": example["id"],
+                "task": self.task.name,
+                "prompt": self.prompts[row],
+                "output": self.outputs.texts[row],
+                "parsed": self.parsed[row],
+                "answer": self.gold[row],
+                "score": scores[row] if scores else None,
+            }
+            for row, example in enumerate(self.examples)
+        ]
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    tasks: Mapping[str, Task],
+    settings: EvaluateConfig,
+    output_dir: str | Path,
+    model_name: str,
+    *,
+    text: TextConfig,
+    method: str | None = None,
+    seed: int | None = None,
+    which: str | None = None,
+    split: str = "test",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Judge a model, write `<output_dir>/evaluate/<model_name>/`, and return what metrics.json holds.
+
+    Raises:
+        DataError: there are no examples, or a row's answer does not fit its task.
+        ConfigError: prompts and answers do not fit the model's positions.
+    """
+    if not len(examples):
+        raise DataError(f"there are no {split} examples to evaluate on; give data.{split}")
+    was_training = model.training
+    model.eval()
+    by_task: dict[str, list[Example]] = {name: [] for name in tasks}
+    for example in examples:
+        by_task[example["task"]].append(example)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console is None or not console.is_terminal,
+    )
+    with bar:
+        row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))
+        judged = [
+            _judge(model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows))
+            for name, rows in by_task.items()
+            if rows
+        ]
+    model.train(was_training)
+    seconds = sum(part.outputs.seconds for part in judged)
+    result = {
+        "model": model_name,
+        "method": method,
+        "seed": seed,
+        "which": which,
+        "split": split,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "seconds": seconds,
+        "tokens_per_second": sum(part.outputs.tokens for part in judged) / seconds if seconds else 0.0,
+        "tasks": {
+            part.task.name: {
+                "rows": len(part.examples),
+                "unparsable": sum(answer is None for answer in part.parsed),
+                "primary": part.task.metrics[0],
+                "metrics": part.metrics(settings.bootstrap_samples),
+            }
+            for part in judged
+        },
+    }
+    folder = Path(output_dir) / "evaluate" / model_name
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for part in judged for row in part.predictions()]
+    (folder / "metrics.json").unlink(missing_ok=True)
+    _write(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    _write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def score(
+    metric: MetricName, parsed: Sequence[Answer | None], gold: Sequence[Answer], bootstrap_samples: int
+) -> dict[str, float]:
+    """Return a metric's value and its 95 % bootstrap interval over rows."""
+    if is_row_metric(metric):
+        scores = row_scores(metric, parsed, gold)
+        value, (low, high) = float(scores.mean()), mean_interval(scores, bootstrap_samples)
+    else:
+        gold_index, predicted_index, labels = label_indices(parsed, gold)
+
+        def of_rows(rows: np.ndarray) -> float:
+            return count_score(metric, counts_GP(gold_index[rows], predicted_index[rows], len(labels)))
+
+        value, (low, high) = of_rows(np.arange(len(gold))), interval(of_rows, len(gold), bootstrap_samples)
+    return {"value": value, "low": low, "high": high}
+
+
+def _judge(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: list[Example],
+    settings: EvaluateConfig,
+    text: TextConfig,
+    advance: Callable[[int], None],
+) -> Judged:
+    gold = [task.gold(example) for example in examples]
+    max_new_tokens = task.max_new_tokens or settings.max_new_tokens
+    prompt_tokens = _prompt_limit(model, text.max_length, max_new_tokens)
+    prompts = [encode_prompt(example, tokenizer, text.chat_template, prompt_tokens) for example in examples]
+    if (task.method or settings.method) == "likelihood":
+        labels = [task.labels(example) for example in examples]
+        outputs = likeliest(
+            model,
+            tokenizer,
+            examples,
+            labels,
+            chat_template=text.chat_template,
+            max_length=text.max_length,
+            advance=advance,
+        )
+        parsed: list[Answer | None] = list(outputs.texts)
+    else:
+        outputs = generate(
+            model,
+            tokenizer,
+            prompts,
+            stop_ids=find_stop_ids(model, tokenizer, examples[0], text.chat_template),
+            max_new_tokens=max_new_tokens,
+            batch_size=settings.batch_size,
+            advance=advance,
+        )
+        parsed = [task.read(output, example) for output, example in zip(outputs.texts, examples, strict=True)]
+    return Judged(task, examples, [str(tokenizer.decode(ids)) for ids in prompts], outputs, parsed, gold)
+
+
+def _prompt_limit(model: PreTrainedModel, max_length: int, max_new_tokens: int) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limit = max_length if positions is None else min(max_length, positions - max_new_tokens)
+    if limit < 2:
+        raise ConfigError(
+            f"evaluate.max_new_tokens is {max_new_tokens}, but the model has only {positions} positions; lower it"
+        )
+    return limit
+
+
+def _write(path: Path, content: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(content, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,113 @@
+"""Evaluate everything that a run has: the teacher's best checkpoint, the student SFT, and every finished student.
+
+evaluate/<model>/   metrics.json, predictions.jsonl; inputs.json says for which weights and settings
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from cache_builder.build.build import teacher_checkpoints
+from cache_builder.cache.reader import Cache
+from cache_builder.config import ModelConfig
+from cache_builder.data.prepare import Prepared
+from cache_builder.models.loading import weights_fingerprint
+from cache_builder.steps import STAGE_FILE, write_json
+from trainer.config import Experiment
+from trainer.evaluation.evaluate import evaluate_model
+from trainer.evaluation.tasks import resolve_tasks
+from trainer.methods.schedules import best_checkpoint
+from trainer.processes import on_main_process
+from trainer.report.model_card import write_model_cards
+from trainer.stages.student_losses import load_on_device, student_sft_folder
+
+
+@dataclass(frozen=True)
+class JudgedModel:
+    """One model to evaluate; `name` is its folder below evaluate/."""
+
+    name: str
+    model: ModelConfig
+    method: str
+    seed: int | None = None
+    which: str | None = None
+
+
+def judged_models(experiment: Experiment, cache: Cache) -> Iterator[JudgedModel]:
+    """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student.
+
+    The teacher of an imported cache is not there to be judged.
+    """
+    if cache.manifest.imported is None:
+        held_out = {name: cache.held_out(name) for name in cache.checkpoints}
+        best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
+        yield JudgedModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
+    yield JudgedModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
+    for method in experiment.distill.methods:
+        for seed in experiment.distill.seeds:
+            folder = experiment.output_dir / "distill" / method / f"seed-{seed}"
+            for which in ("best", "last") if (folder / STAGE_FILE).is_file() else ():
+                model = _at(experiment.student, str(folder / which))
+                yield JudgedModel(f"{method}/seed-{seed}/{which}", model, method, seed, which)
+
+
+def evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
+    """Evaluate each model on the test examples, unless that was done for the same weights and settings.
+
+    Every distilled student's folder gets a card that says what it is and how it scored.
+    """
+    on_main_process(lambda: _evaluate_models(experiment, prepared, cache, console))
+
+
+def _evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
+    tasks = resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
+    known: dict[str, str] = {}
+    for judged in judged_models(experiment, cache):
+        folder = experiment.output_dir / "evaluate" / judged.name
+        weights = weights_fingerprint(judged.model.model, experiment.run.seed)
+        inputs = {
+            "weights": weights,
+            "evaluate": experiment.evaluate.model_dump(),
+            "tasks": {name: config.model_dump() for name, config in experiment.tasks.items()},
+            "data": experiment.data.model_dump(),
+            "text": experiment.text.model_dump(),
+        }
+        done = folder / "inputs.json"
+        if not (done.is_file() and json.loads(done.read_text()) == inputs):
+            done.unlink(missing_ok=True)
+            if weights in known:  # the best student is often the last one
+                _copy(experiment, known[weights], judged)
+            else:
+                evaluate_model(
+                    load_on_device(judged.model, experiment.run.seed),
+                    prepared.tokenizer,
+                    prepared.examples["test"],
+                    tasks,
+                    experiment.evaluate,
+                    experiment.output_dir,
+                    judged.name,
+                    text=experiment.text,
+                    method=judged.method,
+                    seed=judged.seed,
+                    which=judged.which,
+                    console=console,
+                )
+            write_json(done, inputs)
+        known[weights] = judged.name
+    write_model_cards(experiment.output_dir)
+
+
+def _copy(experiment: Experiment, name: str, judged: JudgedModel) -> None:
+    source, folder = (experiment.output_dir / "evaluate" / each for each in (name, judged.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "predictions.jsonl", folder / "predictions.jsonl")
+    metrics = json.loads((source / "metrics.json").read_text())
+    names = {"model": judged.name, "method": judged.method, "seed": judged.seed, "which": judged.which}
+    write_json(folder / "metrics.json", {**metrics, **names})
+
+
+def _at(model: ModelConfig, location: str) -> ModelConfig:
+    return model.model_copy(update={"model": location})

@@ -1,0 +1,121 @@
+"""Answers of a causal LM, written greedily.
+
+prompts, longest first ─▶ left-padded batches ─▶ generate, first len(tokenizer) logits only ─▶ ids up to the stop
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cache_builder.data.chat import encode
+from cache_builder.data.examples import Example
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model wrote for some rows, in their order."""
+
+    texts: list[str]
+    tokens: int
+    """Tokens that it took, prompts not counted."""
+    seconds: float
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Outputs:
+    """Complete prompts greedily until a stop token; what a row gets does not depend on its batch.
+
+    `advance` is called with the number of rows after each batch.
+    """
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id(tokenizer),
+    )
+    known_only = LogitsProcessorList([_KnownTokens(len(tokenizer))])
+    by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    texts, tokens, seconds = [""] * len(prompts), 0, 0.0
+    for start in range(0, len(by_length), batch_size):
+        rows = by_length[start : start + batch_size]
+        input_ids, attention_mask = pad_left([prompts[row] for row in rows], pad_id(tokenizer))
+        began = time.perf_counter()
+        written: torch.Tensor = model.generate(  # type: ignore[operator]
+            input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=settings,
+            logits_processor=known_only,
+        )[:, input_ids.shape[1] :].cpu()
+        seconds += time.perf_counter() - began
+        for row, ids in zip(rows, written.tolist(), strict=True):
+            length = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
+            tokens += min(length + 1, len(ids))
+            texts[row] = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
+        advance(len(rows))
+    return Outputs(texts, tokens, seconds)
+
+
+def with_answer(example: Example, answer: str) -> Example:
+    """Return the example with another text in its last assistant turn."""
+    messages = [*example["messages"][:-1], {"role": "assistant", "content": answer}]
+    return {**example, "messages": messages}  # type: ignore[typeddict-item]
+
+
+def find_stop_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example, chat_template: str | None
+) -> list[int]:
+    """Return the tokens that end an answer: the last of a training completion, and every eos of tokenizer and model."""
+    encoded = encode(example, tokenizer, chat_template, max_length=2**31)
+    assert encoded is not None
+    ids = {encoded.input_ids[max(np.flatnonzero(encoded.completion))]}
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    for more in (tokenizer.eos_token_id, declared):
+        ids |= set(more) if isinstance(more, list) else {more} if more is not None else set()
+    return sorted(token for token in ids if token < len(tokenizer))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the pad token, which `load_tokenizer` gives every tokenizer."""
+    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer gives every tokenizer a pad token"
+    return tokenizer.pad_token_id
+
+
+class _KnownTokens(LogitsProcessor):
+    """Leaves only the tokenizer's tokens: a head may have more rows."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores[:, self.vocab_size :] = -torch.inf
+        return scores
+
+
+def pad_left(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad on the left; the mask is by length, because the pad token may be eos."""
+    width = max(len(ids) for ids in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(prompts):
+        input_ids[row, width - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, width - len(ids) :] = 1
+    return input_ids, attention_mask

@@ -1,0 +1,54 @@
+"""Batches by row number: a corpus's sequences for fine-tuning, a cache's sequences and targets for distillation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cache_builder.cache.reader import Cache
+from cache_builder.capture.losses import Sequences
+from cache_builder.data.batching import collate
+from cache_builder.targets.sparse import SparseTargets
+
+
+class Rows(Dataset[Any]):
+    """A corpus's sequences, without a teacher: plain cross-entropy."""
+
+    def __init__(self, corpus: Sequences, sample_ids: Sequence[str], pad_id: int) -> None:
+        self.corpus, self.sample_ids, self.pad_id = corpus, sample_ids, pad_id
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def __getitems__(self, items: list[tuple[str | None, int]]) -> dict[str, Any]:
+        """Return one padded batch; `items` are (teacher, row) pairs with one and the same teacher."""
+        rows = [row for _, row in items]
+        return {
+            **collate([self.corpus.sequence(row) for row in rows], self.pad_id),
+            "rows_B": torch.tensor(rows),
+            "teacher_weight_B": torch.zeros(len(rows)),
+        }
+
+
+class CachedRows(Rows):
+    """A cache's sequences with what the stage's checkpoint says at each of their positions."""
+
+    def __init__(self, cache: Cache, pad_id: int, weights_of: Callable[[str], np.ndarray]) -> None:
+        super().__init__(cache.corpus, cache.corpus.sample_ids, pad_id)
+        self.cache, self.weights_of = cache, weights_of
+
+    def __getitems__(self, items: list[tuple[str | None, int]]) -> dict[str, Any]:
+        teacher = items[0][0]
+        self.cache.prefetch(teacher, [row for _, row in items])
+        batch = super().__getitems__(items)
+        if teacher is None:
+            return batch
+        rows = batch["rows_B"].numpy()
+        targets = self.cache.read(teacher, rows)
+        return {
+            **batch,
+            "teacher_weight_B": torch.from_numpy(self.weights_of(teacher)[rows].astype(np.float32)),
+            "targets": vars(SparseTargets.from_numpy(targets)),
+        }

@@ -1,0 +1,356 @@
+"""Fine-tuning and distillation share one loop: `transformers.Trainer`, one `train()` call, one epoch = one stage.
+
+    on_epoch_begin     the stage's teacher is chosen and the optimizer's state cleared, before the epoch's loader exists
+    sampler            yields (teacher, row): no prefetched batch can carry the wrong teacher
+    forward            w·D + (1−w)·CE of each sequence, summed, divided by the sequences of the whole accumulated batch
+    learning rate      a LambdaLR on the step within the stage
+    checkpoint-<step>  weights, optimizer, RNG, and last progress.json: plan, TAID's t, best so far. Without it a
+                       checkpoint is unfinished and is never loaded
+
+Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from cache_builder.capture.capture import gold_logp
+from cache_builder.capture.losses import Sequences, corpus_losses
+from cache_builder.data.batching import Batch
+from cache_builder.data.corpus import Corpus
+from cache_builder.errors import TrainingError
+from cache_builder.memory import peak_memory_mib, reset_peak_memory
+from cache_builder.steps import write_json
+from cache_builder.targets.sparse import SparseTargets
+from trainer.config import TrainingConfig
+from trainer.loop.callbacks import StageCallback, StepProgress
+from trainer.loop.dataset import Rows
+from trainer.loop.order import RowStream, group_lengths
+from trainer.loop.state import PROGRESS_FILE, Progress, last_finished_checkpoint, load_progress, save_progress
+from trainer.loss.forward import Objective, attach_objective
+from trainer.loss.fused import Divergence
+from trainer.methods.schedules import StageChoice
+from trainer.methods.weighting import TaidState
+
+BATCH_KEYS = ("input_ids", "attention_mask", "source_M", "gold_M", "sequence_M")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What one run of the loop is."""
+
+    config: TrainingConfig
+    output_dir: Path
+    seed: int
+    stages: int
+    epochs_per_stage: int
+    save_at: frozenset[int] = frozenset()
+    """Steps after which a checkpoint is kept for good, as a teacher's are; else only the last two are kept."""
+    divergence: Divergence = "forward_kl"
+    temperature: float = 1.0
+    taid_start: float | None = None
+    """TAID's first t; None for every other method."""
+
+
+class StageSampler(Sampler[tuple[str | None, int]]):
+    """The rows of the current stage, each with the checkpoint that teaches it."""
+
+    def __init__(
+        self, stream: RowStream, rows_per_stage: int, rows_per_step: int, grouped_lengths: np.ndarray | None
+    ) -> None:
+        self.stream, self.rows_per_stage, self.rows_per_step = stream, rows_per_stage, rows_per_step
+        self.grouped_lengths = grouped_lengths
+        self.stage = 0
+        self.teacher: str | None = None
+
+    def __len__(self) -> int:
+        return self.rows_per_stage
+
+    def __iter__(self) -> Iterator[tuple[str | None, int]]:
+        teacher, start = self.teacher, self.stage * self.rows_per_stage
+        rows = self.stream.rows(start, start + self.rows_per_stage)
+        if self.grouped_lengths is not None:
+            rows = group_lengths(rows, self.grouped_lengths, self.rows_per_step, self.stream.seed, start)
+        for row in rows:
+            yield teacher, row
+
+
+class SequenceTrainer(Trainer):
+    """`Trainer` on rows of a corpus; subclasses choose each stage's teacher."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Rows,
+        validation: Corpus | None,
+        settings: LoopSettings,
+        stream: RowStream,
+    ) -> None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in settings.config.other_arguments:
+            raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
+        attach_objective(model, len(tokenizer))
+        arguments = _arguments(settings)
+        sequences = len(stream.position_offsets) - 1
+        step_rows = settings.config.sequences_per_step
+        self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
+        self.steps_per_epoch = max(1, round(sequences / step_rows))
+        self.steps_per_stage = -(-sequences * settings.epochs_per_stage // step_rows)
+        lengths_tokens = np.diff(rows.corpus.token_offsets) if settings.config.length_grouped else None
+        self.sampler = StageSampler(stream, self.steps_per_stage * step_rows, step_rows, lengths_tokens)
+        self.progress = Progress(taid=None if settings.taid_start is None else TaidState(settings.taid_start))
+        self._sums: torch.Tensor | None = None
+        self._started = time.perf_counter()
+        self.step_loss: torch.Tensor | float = 0.0
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=_as_is,
+            processing_class=tokenizer,
+            callbacks=[StageCallback(self), StepProgress()],
+        )
+        self.loss_is_scaled_for_ga = True
+        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise TrainingError(
+                "FSDP would save shards, and best/, last/ and checkpoints are plain model folders; set "
+                "fsdp_state_dict_type: FULL_STATE_DICT, as configs/accelerate-fsdp2.yaml does"
+            )
+        for reporter in (PrinterCallback, ProgressCallback):
+            self.remove_callback(reporter)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_stage * self.settings.stages
+
+    def choose_teacher(self, stage: int) -> StageChoice:
+        """Decide who teaches a stage; called once per stage, at its first step."""
+        return StageChoice(stage, stage * self.steps_per_stage, None)
+
+    def run(self) -> Progress:
+        """Train, from the last finished checkpoint where there is one, and leave the result in last/ and best/."""
+        checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
+        if checkpoint is not None:
+            self.progress = load_progress(checkpoint)
+        reset_peak_memory()
+        self._started = time.perf_counter() - self.progress.seconds
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.save_folder("last")
+        if self.progress.best_step is None:
+            self.save_folder("best")
+        if self.is_world_process_zero():
+            write_json(self.settings.output_dir / "log.json", self.state.log_history)
+        return self.progress
+
+    def save_folder(self, name: str) -> None:
+        """Save the model and its tokenizer as a plain safetensors folder, whole or not at all."""
+        part, folder = self.settings.output_dir / f"{name}.part", self.settings.output_dir / name
+        self.save_model(str(part), _internal_call=True)
+        if self.is_world_process_zero():
+            (part / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+
+    def drop_resume_state(self) -> None:
+        """Remove what only a resumed run would need: the optimizer's state, and checkpoints that are not to be kept."""
+        for checkpoint in self.settings.output_dir.glob("checkpoint-*"):
+            if int(checkpoint.name.split("-")[1]) not in self.settings.save_at:
+                shutil.rmtree(checkpoint)
+                continue
+            for path in checkpoint.iterdir():
+                if path.suffix in (".pt", ".pth") or path.name in ("trainer_state.json", PROGRESS_FILE):
+                    path.unlink()
+
+    def read(self, batch: Batch, function: Any) -> Any:
+        """Run `function(model, batch)` inside the wrapped model's forward, without gradients, in eval mode."""
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            result = model(**self._prepare_inputs(dict(batch)), read=function)
+        model.train(was_training)
+        return result
+
+    def corpus_losses(self, corpus: Sequences) -> np.ndarray:
+        """Return the loss of every sequence of a corpus, f64 [n], nats; all processes share the work and the result."""
+        losses = corpus_losses(
+            lambda batch: self.read(batch, lambda model, batch: gold_logp(model, batch, self.vocab_size)),
+            corpus,
+            self.rows.pad_id,
+            batch_tokens=self.settings.config.eval_batch_tokens,
+            part=(self.args.process_index, self.args.world_size),
+        )
+        return self.accelerator.reduce(torch.from_numpy(losses).to(self.args.device), "sum").cpu().numpy()
+
+    # What follows overrides Trainer.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StageSampler:
+        return self.sampler
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Make the learning rate start again at each stage."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            one_stage = get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=round(self.settings.config.warmup_ratio * self.steps_per_stage),
+                num_training_steps=self.steps_per_stage,
+            )
+            if not isinstance(one_stage, LambdaLR):
+                raise TrainingError(
+                    f"lr_scheduler_type {self.args.lr_scheduler_type!r} is not a function of the step alone, so it "
+                    "cannot start again at each stage; use linear, cosine, constant, …"
+                )
+            rate_at = one_stage.lr_lambdas[0]
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: rate_at(step % self.steps_per_stage))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Count the sequences of the whole accumulated batch, over all processes."""
+        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count[None]).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        sequences = len(inputs["input_ids"])
+        sequence_M = inputs["sequence_M"]
+        positions_B = torch.bincount(sequence_M, minlength=sequences)
+        share_M = 1.0 / (num_items_in_batch * positions_B[sequence_M])
+        teacher_weight_B = inputs["teacher_weight_B"]
+        weight_M = teacher_weight_B[sequence_M]
+        targets = SparseTargets(**inputs["targets"]) if "targets" in inputs else None
+        output = model(
+            **{key: inputs[key] for key in BATCH_KEYS},
+            objective=Objective(
+                targets=targets,
+                divergence_weight_M=weight_M * share_M,
+                ce_weight_M=(1 - weight_M) * share_M,
+                divergence=self.settings.divergence,
+                taid_t=self.progress.taid.t if self.progress.taid and targets is not None else None,
+                temperature=self.settings.temperature,
+            ),
+        )
+        if not torch.isfinite(output.loss):
+            names = [self.rows.sample_ids[row] for row in inputs["rows_B"].tolist()]
+            raise TrainingError(
+                f"the loss is {output.loss.item()} at step {self.state.global_step}, in a batch of the examples "
+                f"{', '.join(map(repr, names))}; look at these, lower the learning rate, or use a wider dtype"
+            )
+        sums = torch.stack([(output.kl_M * share_M).sum(), (output.ce_M * share_M).sum()])
+        weight = (teacher_weight_B.sum() / num_items_in_batch).to(sums.dtype)
+        steps = torch.full_like(weight, sequences / num_items_in_batch)
+        self._add(torch.cat([sums, weight[None], steps[None]]).detach())
+        return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the loss was made of since the last entry, and to the very last one the peak of memory."""
+        if "loss" in logs and self._sums is not None:
+            kl, ce, weight, steps = self.accelerator.reduce(self._sums, "sum").tolist()
+            self._sums = None
+            logs = {**logs, "ce": ce / steps, "teacher_weight": weight / steps}
+            if self.sampler.teacher is not None:
+                logs["kl"] = kl / steps
+            if self.progress.taid is not None:
+                logs["taid_t"] = self.progress.taid.t
+        if "train_runtime" in logs:
+            self._note_cost()
+            seconds = self.progress.seconds  # Trainer's own are those since the last resumption
+            per_second = self.state.global_step / seconds
+            logs = {**logs, "train_runtime": seconds, "train_steps_per_second": per_second}
+            logs["train_samples_per_second"] = per_second * self.settings.config.sequences_per_step
+            logs["peak_memory_mib"] = self.progress.peak_memory_mib
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the lowest.
+
+        It is the cross-entropy of the true tokens, so it can be compared between methods.
+        """
+        if self.validation is None:
+            return {}
+        loss = float(self.corpus_losses(self.validation).sum()) / self.validation.n_positions
+        if self.progress.best_loss is None or loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = loss, self.state.global_step
+            self.save_folder("best")
+        self.log({"eval_loss": loss})
+        return {"eval_loss": loss}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as Trainer does, then mark the checkpoint as finished."""
+        folder = self.settings.output_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            (folder / PROGRESS_FILE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            self._note_cost()
+            save_progress(self.progress, folder, self.state.global_step)
+
+    def _note_cost(self) -> None:
+        self.progress.seconds = time.perf_counter() - self._started
+        self.progress.peak_memory_mib = max(self.progress.peak_memory_mib, peak_memory_mib())
+
+    def _add(self, sums: torch.Tensor) -> None:
+        self._sums = sums if self._sums is None else self._sums + sums
+        if self.progress.taid is not None:
+            self.step_loss = self.step_loss + sums[0]
+
+
+def steps_of(config: TrainingConfig, sequences: int, epochs: int) -> int:
+    """Return the optimizer steps of so many epochs, with as many processes as there are now."""
+    return -(-sequences * epochs // config.sequences_per_step)
+
+
+def _arguments(settings: LoopSettings) -> TrainingArguments:
+    config = settings.config
+    return TrainingArguments(
+        output_dir=str(settings.output_dir),
+        seed=settings.seed,
+        num_train_epochs=settings.stages,
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.logging_steps,
+        report_to=config.report_to,
+        eval_strategy="no",
+        save_strategy="no",
+        save_total_limit=None if settings.save_at else 2,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        **{
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": not torch.accelerator.is_available(),  # else several processes would each train alone
+            **config.other_arguments,
+        },
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    """The rows already come as a batch."""
+    return batch

@@ -1,0 +1,240 @@
+"""The fused loss: every divergence and cross-entropy, with their gradients written in the forward pass.
+
+    for a chunk of positions:   z = hidden @ weightᵀ                                      matmul 1
+        gather z at support, samples, gold; mask the support; one max/exp/sum pass gives the tail's logsumexp
+        u = (z_support, lse_tail) − logsumexp = the student's log-probabilities on K+1 outcomes
+        value, gradient g = divergence(target's outcomes, u)                             cache_builder/targets
+        z ← weight_kl·g + weight_ce·q on the support, the tail's share · q(v | tail) elsewhere, − weight_ce at gold
+        grad_hidden = z @ weight;   grad_weight += zᵀ @ hidden                            matmuls 2 and 3
+
+Nothing of size [positions, vocabulary] outlives a chunk, there is no 1 − Σ and no division by the tail's mass.
+
+Forward KL with tail samples (temperature 1) takes the target p on the support and P/S on each sample. Its gradient
+q − p̂ is unbiased for the full KL, and so is its value −Σ p̂ log q − H(p), because H(p) is the entropy that the cache
+stores of the full distribution; at one position the value may therefore be negative. Every other case is on K+1
+outcomes. A temperature T ≠ 1 tempers both sides on K+1 outcomes, so that the gradient still vanishes where student
+and teacher agree (the samples were drawn at T = 1 and are left out); the value is times T², the gradient T·(q_T − p_T).
+
+Shapes: M positions, C positions of a chunk, D hidden size, V vocabulary, K slots, S tail samples, O = K + 1 outcomes.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cache_builder.models.lm_head import Head, compute_weight, matmul, project
+from cache_builder.targets.sparse import SparseTargets, forward_kl, outcomes, reverse_kl, taid, temper
+
+Divergence = Literal["forward_kl", "reverse_kl", "taid"]
+
+
+class LossOutput(NamedTuple):
+    """The loss and what it is made of."""
+
+    loss: Tensor
+    """Scalar, Σ kl_weight·KL + ce_weight·CE; differentiable through hidden states, head weight and head bias."""
+    kl_M: Tensor
+    """[M], detached; times T² at temperature T."""
+    ce_M: Tensor
+    """[M], detached; of the true token, always at temperature 1."""
+
+
+def distillation_loss(
+    hidden_MD: Tensor,
+    head: Head,
+    targets: SparseTargets | None,
+    gold_M: Tensor,
+    kl_weight_M: Tensor,
+    ce_weight_M: Tensor,
+    *,
+    divergence: Divergence = "forward_kl",
+    taid_t: float | None = None,
+    temperature: float = 1.0,
+    chunk_positions: int | None = None,
+) -> LossOutput:
+    """Compute Σ_m kl_weight_m · KL_m + ce_weight_m · CE_m; without targets plain cross-entropy.
+
+    Whatever the loss is to be divided by belongs into the weights, so that no pass over the gradients is needed for it.
+    """
+    if (divergence == "taid") != (taid_t is not None):
+        raise ValueError(f"taid_t goes with divergence='taid' and only with it; got {divergence=}, {taid_t=}")
+    if targets is None:
+        targets = SparseTargets.empty(len(gold_M), hidden_MD.device)
+    if chunk_positions is None:
+        chunk_positions = 512 if hidden_MD.device.type == "cpu" else 1024
+    return LossOutput(
+        *_FusedLoss.apply(
+            hidden_MD,
+            head.weight_VD,
+            head.bias_V,
+            head,
+            targets,
+            gold_M,
+            kl_weight_M,
+            ce_weight_M,
+            (divergence, taid_t, temperature),
+            chunk_positions,
+            torch.is_grad_enabled(),
+        )
+    )
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Loss and gradients in one pass; backward only scales what the forward pass has saved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        targets: SparseTargets,
+        gold_M: Tensor,
+        kl_weight_M: Tensor,
+        ce_weight_M: Tensor,
+        kind: tuple[Divergence, float | None, float],
+        chunk_positions: int,
+        with_grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs_grad = [needed and with_grad for needed in ctx.needs_input_grad[:3]]
+        compute_VD = compute_weight(head)
+        if compute_VD.dtype == torch.float16:  # one logit's gradient, a weight of 1/N times q, is below its range
+            compute_VD = compute_VD.float()
+        device_type = compute_VD.device.type
+        real = torch.float64 if compute_VD.dtype == torch.float64 else torch.float32
+        positions = len(hidden_MD)
+        with torch.autocast(device_type, enabled=False):
+            grad_hidden_MD = torch.empty_like(hidden_MD, dtype=real) if needs_grad[0] else None
+            grad_weight_VD = torch.empty_like(weight_VD, dtype=real) if needs_grad[1] else None
+            if grad_weight_VD is not None:  # the first chunk overwrites the vocabulary's rows
+                grad_weight_VD[head.vocab_size if positions else 0 :] = 0.0
+            grad_bias_V = None if bias_V is None or not needs_grad[2] else torch.zeros_like(bias_V, dtype=real)
+            kl_M, ce_M = (torch.empty(positions, dtype=real, device=hidden_MD.device) for _ in range(2))
+            logits_CV = torch.empty(
+                min(chunk_positions, positions), head.vocab_size, dtype=real, device=hidden_MD.device
+            )
+            for start in range(0, positions, chunk_positions):
+                chunk = slice(start, start + chunk_positions)
+                hidden_CD = hidden_MD[chunk].to(compute_VD.dtype)
+                z_CV = project(hidden_CD, head, compute_VD, out=logits_CV[: len(hidden_CD)])
+                slope_CV = None if head.softcap is None else (z_CV / head.softcap).square_().neg_().add_(1.0)
+                kl_M[chunk], ce_M[chunk] = _to_gradient(
+                    z_CV,
+                    SparseTargets(
+                        targets.ids_MK[chunk],
+                        targets.logp_MK[chunk].to(real),
+                        targets.samples_MS[chunk],
+                        targets.log_tail_M[chunk].to(real),
+                        targets.entropy_M[chunk].to(real),
+                    ),
+                    gold_M[chunk],
+                    kl_weight_M[chunk].to(real),
+                    ce_weight_M[chunk].to(real),
+                    kind,
+                    scale=head.scale,
+                )
+                if slope_CV is not None:
+                    z_CV *= slope_CV
+                z_CV = z_CV.to(compute_VD.dtype)
+                if grad_hidden_MD is not None:
+                    matmul(z_CV, compute_VD, out=grad_hidden_MD[chunk])
+                if grad_weight_VD is not None:
+                    _accumulate(grad_weight_VD[: head.vocab_size], z_CV.T, hidden_CD, first=start == 0)
+                if grad_bias_V is not None:
+                    grad_bias_V[: head.vocab_size] += z_CV.sum(0, dtype=real)
+            loss = (kl_weight_M * kl_M).sum() + (ce_weight_M * ce_M).sum()
+        ctx.grads = [
+            grad if grad is None or value is None or value.dtype == torch.float16 else grad.to(value.dtype)
+            for grad, value in ((grad_hidden_MD, hidden_MD), (grad_weight_VD, weight_VD), (grad_bias_V, bias_V))
+        ]
+        ctx.dtypes = [None if value is None else value.dtype for value in (hidden_MD, weight_VD, bias_V)]
+        ctx.mark_non_differentiable(kl_M, ce_M)
+        return loss, kl_M, ce_M
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = grad_outputs[0]
+        if ctx.grads is None:
+            raise RuntimeError("this loss keeps its gradients once; call backward() once per loss")
+        grads, ctx.grads = ctx.grads, None
+        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:  # reading it on a GPU would wait for the GPU
+            grads = [None if grad is None else grad.mul_(grad_loss.to(grad.dtype)) for grad in grads]
+        # float16 is only cast to now: the loss scaler's factor is what brings the gradients into its range
+        grads = [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+        return (*grads, None, None, None, None, None, None, None, None)
+
+
+def _accumulate(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: bool) -> None:
+    """Add a product to `total_VD`, in its float32 whatever the factors' dtype; the first one replaces what is there."""
+    if left_VC.dtype == total_VD.dtype:
+        torch.addmm(total_VD, left_VC, right_CD, beta=0.0 if first else 1.0, out=total_VD)
+    elif first:
+        matmul(left_VC, right_CD, out=total_VD)
+    else:
+        total_VD += matmul(left_VC, right_CD)
+
+
+def _to_gradient(
+    z_CV: Tensor,
+    targets: SparseTargets,
+    gold_C: Tensor,
+    kl_weight_C: Tensor,
+    ce_weight_C: Tensor,
+    kind: tuple[Divergence, float | None, float],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Replace logits in place by `scale` times the loss's gradient; return KL [C] and CE [C]."""
+    divergence, taid_t, temperature = kind
+    used_CK = targets.logp_MK > -torch.inf
+    slots = targets.ids_MK.shape[1]
+    z_gold_C = z_CV.gather(1, gold_C[:, None])[:, 0]
+    z_support_CK = z_CV.gather(1, targets.ids_MK).masked_fill_(~used_CK, -torch.inf)
+    z_samples_CS = z_CV.gather(1, targets.samples_MS)
+
+    z_CV.scatter_(1, targets.ids_MK, -torch.inf)
+    largest_C = z_CV.amax(1)
+    largest_C.masked_fill_(largest_C == -torch.inf, 0.0)  # the support is the whole vocabulary
+    sum_C = z_CV.sub_(largest_C[:, None]).exp_().sum(1)
+    lse_tail_C = largest_C + sum_C.log()
+    u_CO = torch.cat([z_support_CK, lse_tail_C[:, None]], dim=1)
+    top_C = u_CO.amax(1)  # shifting by it first keeps digits that the logits' size would cost
+    u_CO -= top_C[:, None]
+    log_sum_C = u_CO.logsumexp(1)
+    u_CO -= log_sum_C[:, None]
+    q_CO = u_CO.exp()
+    ce_C = log_sum_C - (z_gold_C - top_C)
+
+    logp_CO = outcomes(targets.logp_MK, targets.log_tail_M)
+    sampled = divergence == "forward_kl" and temperature == 1.0 and z_samples_CS.shape[1] > 0
+    if sampled:
+        p_CO = logp_CO.exp()
+        share_C = p_CO[:, slots] / z_samples_CS.shape[1]
+        cross_CO = torch.where(p_CO > 0, p_CO * u_CO, 0.0)[:, :slots]
+        kl_C = (
+            -cross_CO.sum(1) - share_C * (z_samples_CS - top_C[:, None] - log_sum_C[:, None]).sum(1) - targets.entropy_M
+        )
+        grad_CO = torch.cat([q_CO[:, :slots] - p_CO[:, :slots], q_CO[:, slots:]], dim=1)
+    else:
+        logp_CO, logq_CO = temper(logp_CO, temperature), temper(u_CO, temperature)
+        if divergence == "forward_kl":
+            kl_C, grad_CO = forward_kl(logp_CO, logq_CO)
+        elif divergence == "reverse_kl":
+            kl_C, grad_CO = reverse_kl(logp_CO, logq_CO)
+        else:
+            assert taid_t is not None
+            kl_C, grad_CO = taid(logp_CO, logq_CO, taid_t)
+        kl_C = kl_C * temperature**2
+        grad_CO = grad_CO * temperature
+
+    kl_weight_C, ce_weight_C = kl_weight_C * scale, ce_weight_C * scale
+    grad_CO = kl_weight_C[:, None] * grad_CO + ce_weight_C[:, None] * q_CO
+    tail_C = torch.where(sum_C > 0, grad_CO[:, slots] / sum_C, 0.0)
+    z_CV.mul_(tail_C[:, None])
+    grad_CK = torch.where(used_CK, grad_CO[:, :slots], grad_CO[:, :1])  # an unused slot writes slot 0's value again
+    z_CV.scatter_(1, targets.ids_MK, grad_CK)
+    if sampled:
+        z_CV.scatter_add_(1, targets.samples_MS, -(kl_weight_C * share_C)[:, None].expand_as(targets.samples_MS))
+    z_CV.scatter_add_(1, gold_C[:, None], -ce_weight_C[:, None])
+    return kl_C, ce_C

@@ -1,0 +1,55 @@
+"""What a method may use of an imported cache, which has one checkpoint and lacks what its source did not say.
+
+td, cd, sft             always; without a tail, forward KL is the usual one on the renormalised top k
+rkl, taid               where the tail is known: both compare the student's mass there with the teacher's
+…+aw, …+hard-aw         where the loss of every sequence is: the true token is in the support at every position
+scd                     never: there is one checkpoint, and no probe to choose by
+aw_source = "crossfit"  never: the teacher cannot be fine-tuned again
+"""
+
+import numpy as np
+
+from cache_builder.cache.reader import Cache
+from cache_builder.errors import CacheMismatchError
+from trainer.methods.methods import Method
+
+
+def check_method(cache: Cache, method: Method, aw_source: str) -> None:
+    """Refuse a method that needs of an imported cache what it does not hold; any other cache passes.
+
+    Raises:
+        CacheMismatchError: the message names the cache, the method, what is missing and what to do.
+    """
+    imported = cache.manifest.imported
+    if imported is None:
+        return
+    refused = f"cache {cache.url} was imported from {imported.format} rows, so `{method.name}` cannot be trained: "
+    if method.schedule == "scheduled":
+        raise CacheMismatchError(f"{refused}it has one checkpoint and no probe to choose by; td is what is left of it")
+    if method.divergence in ("reverse_kl", "taid") and imported.tail == "none":
+        raise CacheMismatchError(
+            f"{refused}it compares the mass outside the top {cache.manifest.targets.top_k} tokens, which is not known; "
+            "use td, or import rows whose log-probabilities are over the whole vocabulary with --tail complement"
+        )
+    if method.weighting != "constant":
+        if aw_source == "crossfit":
+            raise CacheMismatchError(f'{refused}its teacher is not there to be cross-fitted; use aw_source = "train"')
+        check_losses(cache, refused)
+
+
+def retained_rows(cache: Cache) -> np.ndarray:
+    """Return the rows whose targets stand for all where retained mass is judged: the probe's, or evenly spaced ones."""
+    rows = len(cache.corpus)
+    return cache.probe_rows if cache.manifest.imported is None else np.unique(np.linspace(0, rows - 1, 512).astype(int))
+
+
+def check_losses(cache: Cache, refused: str) -> None:
+    """Refuse a cache that lacks the loss of a sequence."""
+    for name in cache.checkpoints:
+        unknown = np.flatnonzero(np.isnan(cache.losses(name)))
+        if len(unknown):
+            raise CacheMismatchError(
+                f"{refused}the teacher's loss is not known for {len(unknown):,} of {len(cache.corpus):,} sequences, "
+                f"the first being {cache.corpus.sample_ids[int(unknown[0])]!r}: a true token is outside the top "
+                f"{cache.manifest.targets.top_k}, or the tail is not known; use the method without weighting"
+            )

@@ -1,0 +1,163 @@
+"""What a model costs: parameters from its config.json, and floating-point operations by formula.
+
+    forward    2·body + 4·heads·head_dim·layers·T   per token, T being how many tokens it can attend to, the masked ones
+                                                    included, as kernels and counters count them
+    head       2·vocabulary·hidden                  per position: only there are logits needed
+    training   3 × the forward: once forward, twice backward; with gradient checkpointing the body once more
+
+body = the weights that multiply every token: all but embedding tables, the head, and experts that are not chosen.
+`tests/trainer/planning/test_model_size.py` compares these with torch's own count of real models.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_builder.errors import MissingError, ModelError
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
+_IN_A_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+HEAD_DIM, DEFAULT_VOCABULARY = 128, 128_256
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The sizes of one model."""
+
+    name: str
+    parameters: int
+    """All of them, tied ones once: what lies in memory."""
+    body: int
+    """Parameters that multiply each token, the head not among them."""
+    hidden: int
+    vocabulary: int
+    """Rows of the head that are used."""
+    layers: int
+    attention: int
+    """heads · head_dim, the sum over all layers."""
+    origin: str
+    """Where the sizes are from: "config.json", "its name (assumed shape)", …"""
+
+    @property
+    def head(self) -> int:
+        """Parameters that multiply each position."""
+        return self.vocabulary * self.hidden
+
+    def body_flops(self, tokens: float, attention_length: float) -> float:
+        """Return the operations of a forward pass without the head."""
+        return tokens * (2 * self.body + 4 * self.attention * attention_length)
+
+    def head_flops(self, positions: float) -> float:
+        """Return the operations of the head on so many positions."""
+        return 2.0 * positions * self.head
+
+
+def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
+    """Return the size of a model: a folder or its config.json, a hub id that is on this disk, or a number such as 8B.
+
+    A hub id that is not here is taken by the number in its name, where it has one; nothing is downloaded, no weights
+    are read.
+
+    Args:
+        vocabulary: the tokenizer's size, where it is known to be below that of the head.
+
+    Raises:
+        MissingError: no such folder, and neither a number nor a name with one.
+        ModelError: transformers does not know the config.
+    """
+    number = _NUMBER.fullmatch(location.strip().replace(",", "").replace("_", ""))
+    if number:
+        return _by_parameters(location, _parameters(number), vocabulary, "given, its shape assumed")
+    path = Path(location)
+    if path.name == "config.json":
+        path = path.parent
+    if (path / "config.json").is_file():
+        return _by_config(location, str(path), vocabulary, "config.json")
+    if location.count("/") == 1 and not location.startswith((".", "/")):
+        name, _, revision = location.partition("@")
+        folder = _on_this_disk(name, revision or None)
+        if folder:
+            return _by_config(location, folder, vocabulary, "config.json")
+        in_name = _IN_A_NAME.search(name.partition("/")[2])
+        if in_name:
+            return _by_parameters(location, _parameters(in_name), vocabulary, "the number in its name, shape assumed")
+    raise MissingError(
+        f"the size of model {location!r} is not known here: no config.json in a folder of that name and no number in "
+        "it; give --teacher or --student a folder, a config.json, or a number of parameters such as 8B"
+    )
+
+
+def _by_config(location: str, folder: str, vocabulary: int | None, origin: str) -> ModelSize:
+    """Count the parameters of an empty model: any family that transformers knows."""
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{folder}/config.json is not that of a causal LM that transformers knows: {reason}; give a number of "
+            "parameters such as 8B instead"
+        ) from error
+    text = config.get_text_config()
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings()
+    chosen = getattr(text, "num_experts_per_tok", None) or 1
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
+    body = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in tables or (head is not None and parameter is head.weight):
+            continue
+        body += parameter.numel() * (chosen / experts if ".experts." in name else 1)
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    rows = text.vocab_size
+    return ModelSize(
+        name=location,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        body=round(body),
+        hidden=text.hidden_size,
+        vocabulary=min(vocabulary or rows, rows),
+        layers=text.num_hidden_layers,
+        attention=heads * head_dim * text.num_hidden_layers,
+        origin=origin,
+    )
+
+
+def _by_parameters(location: str, parameters: int, vocabulary: int | None, origin: str) -> ModelSize:
+    """Assume 12·layers·hidden² weights beside the embedding, hidden = 128·layers, and a tied head."""
+    rows = vocabulary or DEFAULT_VOCABULARY
+    hidden = float(parameters) ** (1 / 3) * 3
+    for _ in range(50):  # Newton's steps, from above, for 12/128 · hidden³ + rows · hidden = parameters
+        excess = 12 / HEAD_DIM * hidden**3 + rows * hidden - parameters
+        hidden -= excess / (36 / HEAD_DIM * hidden**2 + rows)
+    width = max(1, round(hidden))
+    layers = max(1, round(width / HEAD_DIM))
+    body = max(1, parameters - rows * width)
+    return ModelSize(
+        name=location,
+        parameters=parameters,
+        body=body,
+        hidden=width,
+        vocabulary=rows,
+        layers=layers,
+        attention=width * layers,
+        origin=origin,
+    )
+
+
+def _parameters(number: re.Match[str]) -> int:
+    return round(float(number[1]) * _UNITS[number[2].upper()])
+
+
+def _on_this_disk(name: str, revision: str | None) -> str | None:
+    """Return the folder of a hub model that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return str(Path(found).parent) if isinstance(found, str) else None

@@ -1,0 +1,165 @@
+"""`footsteps report`: one self-contained HTML page from run folders, with every figure as PNG and every table as CSV.
+
+    run folders ─▶ run_reader ─▶ report_parts ─▶ templates/report.html.jinja ─▶ index.html  (*.png, *.csv beside it)
+
+The page loads nothing: styles, script and figures are inside. Every text from a run is escaped, and its
+Content-Security-Policy allows no script but the page's own.
+"""
+
+import base64
+import csv
+import hashlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cache_builder.errors import MissingError
+from trainer.report.parts import DataTable, size
+from trainer.report.results import result_table
+from trainer.report.run.run_reader import read_run
+from trainer.report.sections.overview import report_of
+from trainer.report.sections.runs import runs_part
+from trainer.report.terminal import TerminalTable
+
+SHOWN_ROWS = 200
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side, and return the path of its page.
+
+    `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share. A folder that
+    is given twice counts once, and runs whose folders have the same name are told apart by the folders above.
+
+    Raises:
+        MissingError: a folder is not a run folder, or none is given.
+    """
+    if not run_dirs:
+        raise MissingError("no run folder was given; name at least one")
+    folders = list({Path(folder).resolve(): Path(folder) for folder in run_dirs}.values())
+    runs = [read_run(folder) for folder in folders]
+    if output_dir is None:
+        output_dir = folders[0] / "report" if len(folders) == 1 else _shared_parent(folders) / "report"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    names = _names(folders)
+    reports = [
+        report_of(run, name, slug, tomli_w.dumps(run.config))
+        for run, name, slug in zip(runs, names, _slugs(names), strict=True)
+    ]
+    together = runs_part(runs, reports) if len(reports) > 1 else None
+    for report in reports:
+        prefix = f"{report.slug}-" if len(reports) > 1 else ""
+        for section in report.sections:
+            for figure in section.plots:
+                _write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
+        for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
+            write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
+    if together is not None:
+        for figure in together.figures:
+            _write_bytes(output_dir / f"{slugify(figure.plot.name)}.png", figure.plot.png)
+        for table in together.tables:
+            write_csv(output_dir / f"{slugify(table.name)}.csv", table)
+    page = output_dir / "index.html"
+    write_page(page, "report.html.jinja", reports=reports, together=together, shown_rows=SHOWN_ROWS)
+    return page
+
+
+def results_table(run_dir: Path) -> TerminalTable:
+    """Return the table that ends `footsteps run`: models × tasks, ×100, for the terminal."""
+    return TerminalTable(result_table(read_run(run_dir)))
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Render a template with the pages' style and script, and write it whole or not at all."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "points": points, "count": _count, "size": size}
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    page = environment.get_template(template).render(
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
+    )
+    _write_bytes(path, page.encode())
+
+
+def write_csv(path: Path, table: DataTable) -> None:
+    """Write a table's rows under its columns' names; None is an empty cell, numbers keep all their digits."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows(["" if value is None else value for value in row] for row in table.rows)
+    part.replace(path)
+
+
+def number(value: object) -> str:
+    """Show a value in a table: counts with separators, other numbers with four significant digits."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e6:
+        return f"{value:.2e}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def points(value: float | None) -> str:
+    """Show a fraction in points of a hundred."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def slugify(name: str) -> str:
+    """Return `name` as a plain file name and HTML id."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """Return one slug per run, numbered where two runs share a name."""
+    slugs: list[str] = []
+    for name in names:
+        slug, count = slugify(name), 2
+        while slug in slugs:
+            slug, count = f"{slugify(name)}-{count}", count + 1
+        slugs.append(slug)
+    return slugs
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return each folder's name, with as many of the folders above it as tell it from the others of that name."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        same = [other for other in parts if other != own]
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in same))
+        names.append("/".join(part.strip("/") for part in own[-length:]))
+    return names
+
+
+def _shared_parent(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _count(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.0f}"

@@ -1,0 +1,1 @@
+"""The figures of the page, light and dark, from plain numbers."""

@@ -1,0 +1,97 @@
+"""What a report shows of a cache: losses, held-out loss, retained mass and bytes per checkpoint, and their distances.
+
+    kl_NN[i, j] = mean over probe positions of KL(p_i ‖ p_j) on the probe's shared ids and the tail
+
+Legend: N checkpoints, oldest first; M probe positions; R ids per probe position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.config import expand
+from cache_builder.errors import UserError
+from cache_builder.targets.sparse import bucket_kl
+
+RETAINED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """A cache as a report sees it; mappings are by checkpoint, oldest first."""
+
+    fingerprint: str
+    corpus_fingerprint: str
+    tokenizer_fingerprint: str
+    checkpoints: tuple[str, ...]
+    sample_ids: list[str]
+    sequence_positions: np.ndarray
+    losses: dict[str, np.ndarray]
+    held_out: dict[str, float | None]
+    retained: dict[str, float | None]
+    """None where an imported cache does not know its tail."""
+    bytes: dict[str, int]
+    kl_NN: np.ndarray
+
+    @property
+    def losses_known(self) -> bool:
+        """Whether the loss of every sequence is known, as it is unless the cache was imported."""
+        return not any(np.isnan(losses).any() for losses in self.losses.values())
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.sample_ids)
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.sequence_positions.sum())
+
+
+def read_cache(folder: Path, config: dict[str, Any], missing: list[str]) -> CacheView | None:
+    """Read the cache of the run in `folder`, or say in `missing` why there is none to read."""
+    url = expand(config.get("cache", {}).get("path") or str(folder / "cache"))
+    try:
+        return view_of(open_cache(url))
+    except (UserError, OSError) as error:
+        missing.append(f"the cache: {str(error).splitlines()[0]}")
+        return None
+
+
+def view_of(cache: Cache) -> CacheView:
+    """Reduce an open cache to what a report shows; retained mass is measured on evenly spaced sequences."""
+    names = tuple(cache.checkpoints)
+    n_sequences = len(cache.corpus.sample_ids)
+    no_tail = cache.manifest.imported is not None and cache.manifest.imported.tail == "none"
+    rows = np.unique(np.linspace(0, n_sequences - 1, min(RETAINED_ROWS, n_sequences)).astype(np.int64))
+    return CacheView(
+        fingerprint=cache.fingerprint,
+        corpus_fingerprint=cache.corpus.fingerprint,
+        tokenizer_fingerprint=cache.manifest.tokenizer.fingerprint,
+        checkpoints=names,
+        sample_ids=list(cache.corpus.sample_ids),
+        sequence_positions=np.diff(cache.corpus.position_offsets),
+        losses={name: np.asarray(cache.losses(name), dtype=np.float64) for name in names},
+        held_out={name: cache.held_out(name) for name in names},
+        retained={name: None if no_tail else retained_mass(cache.read(name, rows).log_tail) for name in names},
+        bytes={name: sum(entry.bytes for entry in cache.checkpoint(name).files.values()) for name in names},
+        kl_NN=probe_kl([(cache.probe_logp(name), cache.probe_log_tail(name)) for name in names]),
+    )
+
+
+def retained_mass(log_tail_M: np.ndarray) -> float:
+    """Return the mean probability that the stored ids hold: 1 − tail mass."""
+    return float(-np.expm1(log_tail_M.astype(np.float64)).mean())
+
+
+def probe_kl(probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the mean KL(p_i ‖ p_j) over probe positions of every pair of checkpoints, f64 [N, N], in nats.
+
+    `probes` has each checkpoint's log-probabilities on the probe's ids, [M, R], and the log of the rest's mass, [M].
+    """
+    tensors = [(torch.from_numpy(logp_MR), torch.from_numpy(log_tail_M)) for logp_MR, log_tail_M in probes]
+    return np.array([[float(bucket_kl(*p, *q).mean()) for q in tensors] for p in tensors])

@@ -1,0 +1,1 @@
+"""The sections of the page: each turns a run's records into headings, tables and figures."""

@@ -1,0 +1,109 @@
+"""Everything that the report says of one run: who won, the facts beside it, and its sections in order.
+
+Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
+"""
+
+import numpy as np
+
+from trainer.report.parts import DataTable, RunReport, size
+from trainer.report.results import LABELS, ResultTable, result_table
+from trainer.report.run.run_reader import Run
+from trainer.report.sections.costs import costs_section
+from trainer.report.sections.schedule import schedule_section
+from trainer.report.sections.scores import result_rows, scores_section
+from trainer.report.sections.subdomains import subdomains_section
+from trainer.report.sections.training import cache_section, training_section
+from trainer.report.sections.weights import weights_section
+
+
+def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
+    """Build every part of one run's report; `name` tells it from others, `slug` is it as a file name."""
+    results, last = result_table(run), result_table(run, which="last")
+    return RunReport(
+        name=name,
+        slug=slug,
+        results=results,
+        last=last,
+        verdict=verdict(results),
+        facts=_facts(run),
+        sections=[
+            scores_section(run, results),
+            schedule_section(run),
+            weights_section(run),
+            subdomains_section(run, results),
+            training_section(run),
+            costs_section(run),
+            cache_section(run),
+        ],
+        tables=[result_rows(results, last), *_sequence_losses(run)],
+        missing=run.missing,
+        settings=settings,
+    )
+
+
+def verdict(results: ResultTable) -> str:
+    """Say in one or two sentences who won."""
+    students = [row for row in results.rows if row.kind != "teacher" and row.average is not None]
+    teacher = next((row for row in results.rows if row.kind == "teacher"), None)
+    if not students:
+        return "No student has been evaluated on every task yet."
+    best = max(students, key=lambda row: row.average or 0)
+    assert best.average is not None
+    text = f"{best.label} leads the students with {100 * best.average:.1f}"
+    text += " on average" if len(results.tasks) > 1 else f" on {next(iter(results.tasks))}"
+    if teacher is None or teacher.average is None:
+        return text + ". The teacher has not been evaluated on every task."
+    gap = 100 * (best.average - teacher.average)
+    text += f", {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} its teacher. "
+    above = [row.label for row in students if any(cell.mark == "above" for cell in row.cells.values())]
+    return text + (
+        f"Significantly above the teacher on at least one task: {', '.join(above)}."
+        if above
+        else "No student is significantly above the teacher on any task."
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    facts = []
+    for model, label in LABELS.items():
+        evaluation = run.evaluation(model)
+        if evaluation and evaluation.parameters:
+            facts.append((f"{label.split()[0]}, parameters", size(evaluation.parameters, "B")))
+    if run.cache:
+        facts.append(("training sequences", f"{run.cache.n_sequences:,}"))
+        facts.append(("positions", f"{run.cache.n_positions:,}"))
+        facts.append(("checkpoints", str(len(run.cache.checkpoints))))
+        if run.cache.checkpoints:
+            per_position = np.mean(list(run.cache.bytes.values())) / run.cache.n_positions
+            facts.append(("cache, bytes per position", f"{per_position:.1f}"))
+    if run.corpus_counts:
+        facts.append(("sequences cut to fit", f"{run.corpus_counts.get('truncated', 0):,}"))
+        facts.append(("sequences dropped", f"{run.corpus_counts.get('dropped', 0):,}"))
+    seeds = {d.seed for d in run.distilled}
+    if seeds:
+        facts.append(("methods × seeds", f"{len(run.methods())} × {len(seeds)}"))
+    return facts
+
+
+def _sequence_losses(run: Run) -> list[DataTable]:
+    if run.cache is None or not run.cache.checkpoints:
+        return []
+    columns: dict[str, np.ndarray] = {f"teacher {name}": run.cache.losses[name] for name in run.cache.checkpoints}
+    if run.student_losses is not None:
+        columns["student SFT"] = run.student_losses
+    columns |= {f"{d.method} seed {d.seed}": d.losses for d in run.distilled if d.losses is not None}
+    rows = [
+        [sample_id, int(positions), *(None if np.isnan(value) else float(value) for value in values)]
+        for sample_id, positions, *values in zip(
+            run.cache.sample_ids, run.cache.sequence_positions, *columns.values(), strict=True
+        )
+    ]
+    return [
+        DataTable(
+            "sequences",
+            "Losses of every training sequence, nats",
+            ["sequence", "positions", *columns],
+            rows,
+            shown=False,
+        )
+    ]

@@ -1,0 +1,173 @@
+"""The report's TFS and SFS: who is ahead where, with the sums of Theorem 4, in loss and in score (Fig. 5)."""
+
+import numpy as np
+
+from trainer.report.parts import DataTable, Figured, Section, absent, extended, first_per_name, first_seeds
+from trainer.report.plots import plots
+from trainer.report.plots.style import render
+from trainer.report.results import ResultTable, evaluations_of, mean_scores
+from trainer.report.run.run_reader import Run
+from trainer.report.subdomains import Subdomains, compare
+
+
+def subdomains_section(run: Run, results: ResultTable) -> Section:
+    section = Section(
+        "subdomains",
+        "Who wins where",
+        "Where student and teacher win",
+        "The student beats its teacher exactly where its advantage on the student-favored sequences exceeds its "
+        "deficit on the teacher-favored ones (Theorem 4): R(f_s) − R(f_t) = TFS deficit − SFS advantage, both sums "
+        "divided by the number of sequences. The margin, advantage − deficit, is how far the student is ahead.",
+    )
+    figures, tables = [], []
+    if run.cache is not None and run.cache.checkpoints and run.cache.losses_known:
+        final = run.best or run.cache.checkpoints[-1]
+        teacher = run.cache.losses[final]
+        students: list[tuple[str, int | None, np.ndarray]] = []
+        if run.student_losses is not None:
+            students.append(("student SFT", None, run.student_losses))
+        students.extend((d.method, d.seed, d.losses) for d in run.distilled if d.losses is not None)
+        rows = [[name, seed, *_subdomain_row(compare(losses, teacher))] for name, seed, losses in students]
+        tables.append(
+            DataTable(
+                "subdomains",
+                f"Theorem 4 read off, loss against {final}, nats per sequence",
+                [
+                    "student",
+                    "seed",
+                    "SFS share",
+                    "TFS share",
+                    "SFS advantage",
+                    "TFS deficit",
+                    "margin",
+                    "R(student) − R(teacher)",
+                    "identity error",
+                    "student ahead",
+                ],
+                rows,
+                unfolded=True,
+            )
+        )
+        shown = first_per_name((name, (teacher - losses, compare(losses, teacher))) for name, _, losses in students)
+        sides: dict[str, list[Subdomains]] = {}
+        for name, _, losses in students:
+            sides.setdefault(name, []).append(compare(losses, teacher))
+        if shown:
+            figures.append(
+                Figured(
+                    render("balance", lambda width: plots.balance(sides, "nats", width)),
+                    "Bars of each student's advantage and deficit against its teacher, and the margin between them",
+                    f"Theorem 4 read off against {final}: a student is ahead of its teacher on the training data where "
+                    f"its margin is to the right of zero. {_ahead(sides)} The identity holds to "
+                    f"{_identity_error(sides):.1g} nats, which is rounding. Means over seeds; dots are the seeds' "
+                    "margins.",
+                )
+            )
+            figures.append(
+                Figured(
+                    render(
+                        "differences-loss",
+                        lambda width: plots.differences(shown, "L_T − L_S, nats", "training sequences, %", width),
+                    ),
+                    "Sorted per-sequence differences of the losses of teacher and student, per method",
+                    f"Loss of {final} minus loss of the student, for each training sequence, largest first. Blue: "
+                    "the student is ahead; orange: the teacher. The numbers are the areas in nats per sequence. The "
+                    "vertical axis leaves out the 0.5 % most extreme sequences on each side; the areas include them."
+                    + first_seeds([d for d in run.distilled if d.losses is not None]),
+                )
+            )
+    by_score, rows = _score_differences(run, results)
+    if by_score:
+        figures.append(
+            Figured(
+                render(
+                    "differences-score",
+                    lambda width: plots.differences(by_score, "score S − T, ×100", "test rows, %", width),
+                ),
+                "Sorted per-row differences of the task scores of student and teacher, per method",
+                "The same on the test set, in the task's own score (all tasks together): rows on which the student "
+                "scores higher than the teacher are blue, rows on which it scores lower are orange. A row's score is "
+                "its mean over seeds.",
+            )
+        )
+        tables.append(
+            DataTable(
+                "subdomains_score",
+                "The same in the task's score",
+                [
+                    "student",
+                    "task",
+                    "rows",
+                    "student ahead, share",
+                    "teacher ahead, share",
+                    "won, ×100",
+                    "lost, ×100",
+                    "margin, ×100",
+                ],
+                rows,
+            )
+        )
+    section = extended(section, *figures, tables=tables)
+    return section if figures else absent(section, "This needs the cache and the losses of at least one student.")
+
+
+def _score_differences(
+    run: Run, results: ResultTable
+) -> tuple[dict[str, tuple[np.ndarray, Subdomains]], list[list[object]]]:
+    teacher = run.evaluation("teacher")
+    shown: dict[str, tuple[np.ndarray, Subdomains]] = {}
+    rows: list[list[object]] = []
+    if teacher is None:
+        return shown, rows
+    for row in results.rows:
+        if row.kind == "teacher":
+            continue
+        ours_all, theirs_all = [], []
+        for task in results.tasks:
+            ours, theirs = mean_scores(evaluations_of(run, row.label), task), teacher.scores.get(task, {})
+            shared = [i for i in ours if i in theirs]
+            if not shared:
+                continue
+            ours_n, theirs_n = (100 * np.array([scores[i] for i in shared]) for scores in (ours, theirs))
+            parts = compare(-ours_n, -theirs_n)
+            rows.append(
+                [
+                    row.label,
+                    task,
+                    parts.n,
+                    parts.student_share,
+                    parts.teacher_share,
+                    parts.advantage,
+                    parts.deficit,
+                    parts.margin,
+                ]
+            )
+            ours_all.append(ours_n)
+            theirs_all.append(theirs_n)
+        if ours_all:
+            ours_n, theirs_n = np.concatenate(ours_all), np.concatenate(theirs_all)
+            shown[row.label] = (ours_n - theirs_n, compare(-ours_n, -theirs_n))
+    return shown, rows
+
+
+def _ahead(sides: dict[str, list[Subdomains]]) -> str:
+    """Name the students whose mean margin is positive: Theorem 4's condition."""
+    ahead = [name for name, parts in sides.items() if np.mean([part.margin for part in parts]) > 0]
+    return f"Ahead: {', '.join(ahead)}." if ahead else "None is ahead."
+
+
+def _identity_error(sides: dict[str, list[Subdomains]]) -> float:
+    return max(part.identity_error for parts in sides.values() for part in parts)
+
+
+def _subdomain_row(parts: Subdomains) -> list[object]:
+    return [
+        parts.student_share,
+        parts.teacher_share,
+        parts.advantage,
+        parts.deficit,
+        parts.margin,
+        parts.gap,
+        parts.identity_error,
+        "yes" if parts.margin > 0 else "no",
+    ]

@@ -1,0 +1,111 @@
+"""The report's adaptive weights: their distribution per checkpoint before training, per method after it (Fig. 4)."""
+
+import numpy as np
+
+from trainer.methods.weighting import adaptive_weights
+from trainer.report.parts import DataTable, Figured, Section, absent, extended, first_seeds
+from trainer.report.plots import plots
+from trainer.report.plots.style import render
+from trainer.report.run.run_files import setting
+from trainer.report.run.run_reader import Run
+
+
+def weights_section(run: Run) -> Section:
+    section = Section(
+        "weights",
+        "Weights",
+        "Adaptive weights",
+        "w = L_S / (L_S + L_T) compares the student's and the teacher's loss of a training sequence: above ½ the "
+        "teacher fits it better (teacher-favored, TFS) and is followed more, below ½ the student does "
+        "(student-favored, SFS) and learns from the labels.",
+    )
+    if run.cache is None or not run.cache.checkpoints or run.student_losses is None:
+        return absent(section, "The weights need the cache and the losses of the student SFT model.")
+    if not run.cache.losses_known:
+        return absent(section, "The imported cache lacks the teacher's loss of some sequences.")
+    cache, student = run.cache, run.student_losses
+    sharpness = _number(setting(run.config, "distill", "aw_sharpness"), 1.0)
+    before = {name: adaptive_weights(student, cache.losses[name], sharpness) for name in cache.checkpoints}
+    figures = []
+    rows = [["before", "student SFT", None, name, *_weight_row(weight_n)] for name, weight_n in before.items()]
+    used = "These are the weights that methods with +aw used. "
+    if run.aw_losses is not None:
+        student_N, teacher = run.aw_losses.student_N, run.aw_losses.teacher or cache.losses
+        crossfit = {name: adaptive_weights(student_N, teacher[name], sharpness) for name in cache.checkpoints}
+        rows += [["cross-fitted", "student SFT", None, name, *_weight_row(w_n)] for name, w_n in crossfit.items()]
+        figures.append(
+            Figured(
+                render("weights-crossfit", lambda width: plots.weights(crossfit, "checkpoint", width)),
+                "Distribution of the cross-fitted weights that training used, one ridge per checkpoint",
+                "What methods with +aw used: each sequence judged by models that were fine-tuned on the other half of "
+                "the data"
+                + (
+                    "."
+                    if run.aw_losses.teacher
+                    else "; only the student could be: the teacher's losses are the cache's, on data that it may know."
+                ),
+            )
+        )
+        used = "What the weights would have been without cross-fitting. "
+    figures.append(
+        Figured(
+            render("weights-before", lambda width: plots.weights(before, "checkpoint", width)),
+            "Distribution of adaptive weights before training, one ridge per checkpoint",
+            "Before training: the student SFT model against each checkpoint, oldest on top. The vertical tick is the "
+            f"mean. {used}Computed on training data, they follow whichever model has memorised more.",
+        )
+    )
+    after: dict[str, np.ndarray] = {}
+    final = run.best or cache.checkpoints[-1]
+    for distilled in run.distilled:
+        if distilled.losses is None:
+            continue
+        for name in cache.checkpoints:
+            weight_n = adaptive_weights(distilled.losses, cache.losses[name], sharpness)
+            rows.append(["after", distilled.method, distilled.seed, name, *_weight_row(weight_n)])
+            if name == final:
+                after.setdefault(distilled.method, weight_n)
+    if after:
+        figures.append(
+            Figured(
+                render("weights-after", lambda width: plots.weights(after, "method", width)),
+                "Distribution of adaptive weights after training, one ridge per method",
+                f"After training: each finished student against {final}, the teacher. More blue than before means that "
+                "the method moved sequences to the side where the student is ahead."
+                + first_seeds([d for d in run.distilled if d.losses is not None]),
+            )
+        )
+    table = DataTable(
+        "weights",
+        "Weights in numbers",
+        [
+            "when",
+            "student",
+            "seed",
+            "checkpoint",
+            "mean w",
+            "10th percentile",
+            "median",
+            "90th percentile",
+            "TFS share",
+            "SFS share",
+        ],
+        rows,
+    )
+    return extended(section, *figures, tables=[table])
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _weight_row(weight_n: np.ndarray) -> list[object]:
+    return [
+        float(value)
+        for value in (
+            weight_n.mean(),
+            *np.quantile(weight_n, [0.1, 0.5, 0.9]),
+            (weight_n > 0.5).mean(),
+            (weight_n < 0.5).mean(),
+        )
+    ]

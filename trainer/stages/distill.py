@@ -1,0 +1,268 @@
+"""Train one student by one method from a cache; no teacher is loaded.
+
+for each stage:   probe the student ─▶ the schedule picks a checkpoint ─▶ its targets teach T epochs ─▶ student
+
+distill/<method>/seed-<s>/   best/ last/ (models)   plan.json   log.json   losses.safetensors (on the training data)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cache_builder.cache.reader import Cache
+from cache_builder.capture.capture import probe_logp
+from cache_builder.data.batching import collate, plan_batches
+from cache_builder.data.chat import template_fingerprint, tokenizer_fingerprint
+from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheMismatchError
+from cache_builder.models.loading import check_vocabulary, weights_fingerprint
+from cache_builder.steps import finish_stage, stage_result, write_json
+from cache_builder.targets.sparse import SparseTargets, bucket_kl, retained_mass_at_least
+from trainer.config import Experiment
+from trainer.loop.dataset import CachedRows
+from trainer.loop.order import RowStream
+from trainer.loop.trainer import LoopSettings, SequenceTrainer
+from trainer.methods.methods import Method, get_method
+from trainer.methods.requirements import check_method, retained_rows
+from trainer.methods.schedules import StageChoice, best_checkpoint, choose, risk_terms
+from trainer.methods.weighting import adaptive_weights, hard_weights
+from trainer.stages.crossfit import read_aw_losses
+from trainer.stages.lora import StudentConfig, load_student, merge_saved
+from trainer.stages.student_losses import student_sft_folder, write_losses
+
+
+class DistillTrainer(SequenceTrainer):
+    """`SequenceTrainer` whose stages are taught by checkpoints of a cache."""
+
+    def __init__(self, method: Method, cache: Cache, best: str, rows: CachedRows, experiment: Experiment, **loop: Any):
+        self.method, self.cache, self.best, self.experiment = method, cache, best, experiment
+        super().__init__(rows=rows, **loop)
+
+    def choose_teacher(self, stage: int) -> StageChoice:
+        """Decide by the method's schedule; for `scheduled`, both terms for every checkpoint are kept."""
+        first_step = stage * self.steps_per_stage
+        if self.method.schedule == "none":
+            return StageChoice(stage, first_step, None)
+        if self.method.schedule == "best":
+            choice = StageChoice(stage, first_step, self.best)
+        elif self.method.schedule == "in-order":
+            choice = StageChoice(stage, first_step, self.cache.checkpoints[stage])
+        elif self.experiment.distill.schedule_metric == "risk":
+            choice = choose(stage, first_step, *self._risks())
+        else:
+            choice = choose(stage, first_step, *self._divergences())
+        assert choice.choice is not None
+        self._log_weights(choice.choice)
+        if self.settings.temperature > 1.0:
+            self._warn_of_temperature(choice.choice)
+        return choice
+
+    def _divergences(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return KL(p_best‖p_j) and KL(q‖p_j) for every checkpoint j, means over the probe's positions."""
+        student = self._probe_student()
+        known = {
+            name: _outcomes(self.cache.probe_logp(name), self.cache.probe_log_tail(name))
+            for name in self.cache.checkpoints
+        }
+        anchor = known[self.best]
+        return (
+            {name: bucket_kl(*anchor, *teacher).mean().item() for name, teacher in known.items()},
+            {name: bucket_kl(*student, *teacher).mean().item() for name, teacher in known.items()},
+        )
+
+    def _probe_student(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's log-probabilities on the probe's ids, f64 [P, R], and of the rest, f64 [P]."""
+        rows, ids_PR = self.cache.probe_rows, self.cache.probe_ids
+        offsets = self.cache.corpus.position_offsets
+        starts = np.concatenate([[0], np.cumsum(offsets[rows + 1] - offsets[rows])])
+        logp_PR = np.empty(ids_PR.shape, np.float32)
+        log_rest_P = np.empty(len(ids_PR), np.float32)
+        lengths = np.diff(self.cache.corpus.token_offsets)[rows]
+        for members in plan_batches(lengths, self.settings.config.eval_batch_tokens):
+            batch = collate([self.cache.corpus.sequence(int(rows[i])) for i in members], self.rows.pad_id)
+            places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
+            logp_PR[places], log_rest_P[places] = self.read(
+                batch,
+                lambda model, batch: probe_logp(model, batch, self.vocab_size, ids_PR[places]),  # noqa: B023
+            )
+        return _outcomes(logp_PR, log_rest_P)
+
+    def _risks(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return §5.1's terms, all three risks as mean loss per position on the training data."""
+        positions = self.cache.corpus.n_positions
+        risks = {name: float(self.cache.losses(name).sum()) / positions for name in self.cache.checkpoints}
+        losses = self.corpus_losses(self.cache.corpus)
+        return risk_terms(risks, float(losses.sum()) / positions)
+
+    def _log_weights(self, teacher: str) -> None:
+        """Log how the stage's sequences are weighed, and warn where the weights have lost their meaning."""
+        assert isinstance(self.rows, CachedRows)
+        weights = self.rows.weights_of(teacher)
+        names = ("aw_p10", "aw_p50", "aw_p90")
+        quantiles = dict(zip(names, np.quantile(weights, (0.1, 0.5, 0.9)).tolist(), strict=True))
+        mean = float(weights.mean())
+        self.log({"stage": float(len(self.progress.plan)), "aw_mean": mean, **quantiles})
+        if self.method.weighting != "constant" and not 0.1 <= mean <= 0.9:
+            plain = "plain distillation" if mean > 0.5 else "plain fine-tuning"
+            self._warn(
+                f"the mean weight of {teacher} is {mean:.3f}, outside [0.1, 0.9]: adaptive weighting has become "
+                f"{plain}; one of the two models has memorised the training data, so fine-tune it for fewer epochs"
+            )
+
+    def _warn_of_temperature(self, teacher: str) -> None:
+        """Say how much of the mass the support keeps at the temperature: a top-k cache does not know the rest."""
+        if self.cache.manifest.imported is not None and self.cache.manifest.imported.tail == "none":
+            self._warn(
+                f"distill.temperature = {self.settings.temperature:g}: how much of {teacher}'s mass the imported "
+                "tokens hold is not known"
+            )
+            return
+        targets = SparseTargets.from_numpy(self.cache.read(teacher, retained_rows(self.cache)))
+        kept = retained_mass_at_least(
+            targets.logp_MK, targets.log_tail_M, self.vocab_size, self.settings.temperature
+        ).mean()
+        self._warn(
+            f"distill.temperature = {self.settings.temperature:g}: the cache keeps the top {targets.logp_MK.shape[1]} "
+            f"tokens, which at this temperature hold at least {kept:.1%} of {teacher}'s mass"
+        )
+
+    def _warn(self, message: str) -> None:
+        if self.is_world_process_zero():
+            Console(stderr=True).print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+
+
+def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, prepared: Prepared) -> Path:
+    """Train one student into `<output_dir>/distill/<method>/seed-<seed>`; a finished one is kept.
+
+    Raises:
+        CacheMismatchError: the cache was built with another tokenizer, template, length or corpus.
+    """
+    method, config = get_method(method_name), experiment.distill
+    tokenizer = prepared.tokenizer
+    check_cache(cache, prepared, experiment)
+    check_method(cache, method, config.aw_source)
+    best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
+    start = _start(experiment)
+    weighted = method.weighting != "constant"
+    losses = read_aw_losses(experiment, cache) if weighted else None
+    folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"
+    inputs = {
+        "method": vars(method),
+        "seed": seed,
+        "start": start.model_dump(),
+        "weights": weights_fingerprint(start.model, seed),
+        "base": weights_fingerprint(experiment.student.model, seed),
+        "training": config.result_options("methods", "seeds"),
+        "cache": cache.fingerprint,
+        "checkpoints": {name: cache.checkpoint(name).identity.weights_fingerprint for name in cache.checkpoints},
+        "best": best,
+        "validation": prepared.validation.fingerprint if prepared.validation else None,
+        "student_losses": float(losses.student_N.sum()) if losses is not None else None,
+    }
+    if stage_result(folder, inputs) is not None:
+        return folder
+
+    def weights_of(checkpoint: str) -> np.ndarray:
+        if losses is None:
+            return np.full(len(cache.corpus), config.alpha)
+        weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), config.aw_sharpness)
+        return hard_weights(weights, config.hard_aw_delta) if method.weighting == "hard-aw" else weights
+
+    model = load_student(start, seed)
+    check_vocabulary(model, tokenizer, start.model)
+    trainer = DistillTrainer(
+        method=method,
+        cache=cache,
+        best=best,
+        experiment=experiment,
+        model=model,
+        tokenizer=tokenizer,
+        rows=CachedRows(cache, tokenizer.pad_token_id, _remember(weights_of)),
+        validation=prepared.validation,
+        settings=LoopSettings(
+            config=config,
+            output_dir=folder,
+            seed=seed,
+            stages=len(cache.checkpoints),
+            epochs_per_stage=config.epochs_per_stage,
+            divergence=method.divergence or "forward_kl",
+            temperature=config.temperature,
+            taid_start=config.taid_start if method.divergence == "taid" else None,
+        ),
+        stream=RowStream(
+            cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
+        ),
+    )
+    progress = trainer.run()
+    final_losses = trainer.corpus_losses(cache.corpus)
+    if trainer.is_world_process_zero():
+        write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
+        plan = {
+            "method": method.name,
+            "seed": seed,
+            "checkpoints": list(cache.checkpoints),
+            "best": best,
+            "metric": config.schedule_metric,
+            "steps_per_stage": trainer.steps_per_stage,
+            "stages": [stage.to_json(config.schedule_metric) for stage in progress.plan],
+        }
+        write_json(folder / "plan.json", plan)
+        merge_saved(folder, start, seed)
+        trainer.drop_resume_state()
+        finish_stage(
+            folder, {"steps": trainer.total_steps, "best_step": progress.best_step, "best_loss": progress.best_loss}
+        )
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> None:
+    """Refuse a cache that was built from something else than this experiment's text; an imported one brings its own.
+
+    Raises:
+        CacheMismatchError: tokenizer, chat template or corpus differ; the message names which.
+    """
+    tokenizer = prepared.tokenizer
+    cache.check_tokenizer(tokenizer_fingerprint(tokenizer), len(tokenizer))
+    manifest = cache.manifest
+    if manifest.imported is not None:
+        return
+    for what, here, there in (
+        (
+            "chat template",
+            template_fingerprint(tokenizer, experiment.text.chat_template),
+            manifest.chat_template_fingerprint,
+        ),
+        ("corpus (examples, or text.max_length)", prepared.train.fingerprint, manifest.corpus.fingerprint),
+    ):
+        if here != there:
+            raise CacheMismatchError(
+                f"cache {cache.url} was built with {what} {there[:12]}…, this experiment has {here[:12]}…; "
+                "use the same settings or build another cache"
+            )
+
+
+def _start(experiment: Experiment) -> StudentConfig:
+    if experiment.distill.init == "base":
+        return experiment.student
+    return experiment.student.model_copy(update={"model": str(student_sft_folder(experiment))})
+
+
+def _outcomes(logp: np.ndarray, log_rest: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(logp).double(), torch.from_numpy(log_rest).double()
+
+
+def _remember(weights_of: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+    """Keep each checkpoint's weights once computed."""
+    known: dict[str, np.ndarray] = {}
+
+    def remembered(checkpoint: str) -> np.ndarray:
+        if checkpoint not in known:
+            known[checkpoint] = weights_of(checkpoint)
+        return known[checkpoint]
+
+    return remembered

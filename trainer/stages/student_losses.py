@@ -1,0 +1,94 @@
+"""The student SFT's loss on every training sequence: the L_S of adaptive weighting (§6). One file per student.
+
+losses/student.safetensors    "loss" f64 [n], nats per sequence; its metadata quotes the cache's fingerprint
+"""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedModel
+
+from cache_builder.cache.reader import Cache
+from cache_builder.capture.capture import gold_logp
+from cache_builder.capture.losses import Sequences, corpus_losses
+from cache_builder.config import ModelConfig
+from cache_builder.errors import CacheMismatchError, MissingError
+from cache_builder.models.loading import is_model_folder, load_model, weights_fingerprint
+from cache_builder.models.placement import place
+from cache_builder.steps import finish_stage, stage_result
+from trainer.config import Experiment
+from trainer.processes import on_main_process
+
+
+def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> Path:
+    """Run the student SFT over the cache's corpus and write `<output_dir>/losses/student.safetensors`."""
+    folder, model_folder = experiment.output_dir / "losses", student_sft_folder(experiment)
+    path = folder / "student.safetensors"
+
+    def write() -> None:
+        inputs = {"cache": cache.fingerprint, "weights": weights_fingerprint(str(model_folder), experiment.run.seed)}
+        if stage_result(folder, inputs) is not None:
+            return
+        config = experiment.student.model_copy(update={"model": str(model_folder)})
+        model = load_on_device(config, experiment.run.seed)
+        losses = losses_of(
+            model, cache.corpus, cache.manifest.tokenizer.size, pad_id, experiment.sft.student.eval_batch_tokens
+        )
+        write_losses(path, losses, cache.fingerprint)
+        finish_stage(folder, {"mean": float(losses.mean())})
+
+    on_main_process(write)
+    return path
+
+
+def student_sft_folder(experiment: Experiment) -> Path:
+    """Return the folder of the student SFT as it is judged: the best on held-out data."""
+    folder = experiment.output_dir / "student" / "best"
+    if not is_model_folder(folder):
+        raise MissingError(f"the student SFT is not there: {folder}; run `footsteps sft CONFIG student` first")
+    return folder
+
+
+def losses_of(model: PreTrainedModel, corpus: Sequences, vocab_size: int, pad_id: int, batch_tokens: int) -> np.ndarray:
+    """Return −Σ log p(gold) of every sequence, f64 [n], nats."""
+    return corpus_losses(
+        lambda batch: gold_logp(model, batch, vocab_size),
+        corpus,
+        pad_id,
+        batch_tokens=batch_tokens,
+        description="losses on the training data",
+    )
+
+
+def write_losses(path: Path, losses: np.ndarray, cache_fingerprint: str) -> None:
+    """Write per-sequence losses, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({"loss": losses.astype(np.float64)}, part, metadata={"cache_fingerprint": cache_fingerprint})
+    part.replace(path)
+
+
+def read_losses(path: Path, cache: Cache) -> np.ndarray:
+    """Read per-sequence losses, f64 [n].
+
+    Raises:
+        MissingError: the file is not there.
+        CacheMismatchError: they were computed for another cache.
+    """
+    if not path.is_file():
+        raise MissingError(f"per-sequence losses {path} are not there; run `footsteps losses CONFIG` first")
+    with safe_open(path, framework="numpy") as file:
+        quoted = (file.metadata() or {}).get("cache_fingerprint")
+        if quoted != cache.fingerprint:
+            raise CacheMismatchError(
+                f"{path} belongs to the cache {str(quoted)[:12]}…, {cache.url} is {cache.fingerprint[:12]}…; "
+                "run `footsteps losses CONFIG` again"
+            )
+        return file.get_tensor("loss")
+
+
+def load_on_device(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """Load a model in eval mode onto this process's device, or as a teacher's `device_map` says."""
+    return place(load_model(config, seed), config)
