@@ -35,7 +35,7 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
     ]
     batch = collate(sequences, pad_id=0)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    positions = len(batch["gold_M"])
+    positions = len(batch["label_M"])
     uniforms_MS = tail_uniforms(0, "bench", np.arange(positions), 8)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     verify_head(model)
@@ -57,10 +57,10 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
 
     @torch.no_grad()
     def full_logits() -> None:
-        logits_MV = model(**inputs).logits.flatten(0, 1)[batch["source_M"]].float()
+        logits_MV = model(**inputs).logits.flatten(0, 1)[batch["hidden_index_M"]].float()
         logp_MV = torch.log_softmax(logits_MV, dim=1)
         values_MK = logp_MV.topk(16, dim=1).values
-        torch.log1p(-values_MK.exp().sum(1)), logp_MV.gather(1, batch["gold_M"][:, None])
+        torch.log1p(-values_MK.exp().sum(1)), logp_MV.gather(1, batch["label_M"][:, None])
         (logp_MV.exp() * logp_MV).sum(1)
 
     variants = {

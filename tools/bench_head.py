@@ -29,7 +29,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     torch.manual_seed(0)
     hidden_MD = torch.randn(args.positions, args.hidden_size, device=device, dtype=dtype, requires_grad=True)
     weight_VD = torch.randn(vocab_size, args.hidden_size, device=device, dtype=dtype).mul_(0.03).requires_grad_()
-    gold_M = torch.randint(vocab_size, (args.positions,), device=device)
+    label_M = torch.randint(vocab_size, (args.positions,), device=device)
     weight_M = torch.full((args.positions,), 0.5 / args.positions, device=device)
     targets = random_targets(args.positions, vocab_size, device)
     teacher_MV = torch.randn(args.positions, vocab_size, device=device, dtype=dtype)
@@ -51,7 +51,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     def distil(chunk_positions: int | None) -> None:
         head = Head(weight_VD, None, vocab_size)
         output = distillation_loss(
-            hidden_MD, head, targets, gold_M, weight_M, weight_M, chunk_positions=chunk_positions
+            hidden_MD, head, targets, label_M, weight_M, weight_M, chunk_positions=chunk_positions
         )
         backward(output.loss)
 
@@ -62,13 +62,13 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
 
     def checkpointed() -> None:
         losses = [
-            checkpoint(sparse_loss, hidden_MD[chunk], weight_VD, targets, gold_M, chunk, use_reentrant=False)
+            checkpoint(sparse_loss, hidden_MD[chunk], weight_VD, targets, label_M, chunk, use_reentrant=False)
             for chunk in (slice(start, start + 512) for start in range(0, args.positions, 512))
         ]
         backward(torch.stack(losses).sum() * 0.5 / args.positions)
 
     variants = {
-        "stock CE": lambda: backward(F.cross_entropy((hidden_MD @ weight_VD.T).float(), gold_M)),
+        "stock CE": lambda: backward(F.cross_entropy((hidden_MD @ weight_VD.T).float(), label_M)),
         "three matmuls": three_matmuls,
         "distil": lambda: distil(None),
         "distil 256": lambda: distil(256),

@@ -51,10 +51,10 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     batch = collate(sequences, pad_id=0)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    source_M, gold_M = batch["source_M"], batch["gold_M"]
-    positions = len(gold_M)
+    hidden_index_M, label_M = batch["hidden_index_M"], batch["label_M"]
+    positions = len(label_M)
     labels = torch.full_like(batch["input_ids"], -100)
-    labels.view(-1)[source_M + 1] = gold_M
+    labels.view(-1)[hidden_index_M + 1] = label_M
     weight_M = torch.full((positions,), 0.5 / positions, device=device)
     targets = random_targets(positions, vocab_size, device)
     free_teacher_MV = torch.randn(positions, vocab_size, device=device, dtype=dtype)
@@ -74,7 +74,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
                 hidden_MD,
                 head,
                 targets,
-                gold_M,
+                label_M,
                 weight_M,
                 weight_M,
                 divergence=divergence,
@@ -84,20 +84,20 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
         return loss
 
     def dense(teacher_logits_MV: Tensor) -> Tensor:
-        logits_MV = student(**inputs).logits.flatten(0, 1)[source_M].float()
+        logits_MV = student(**inputs).logits.flatten(0, 1)[hidden_index_M].float()
         logq_MV = torch.log_softmax(logits_MV, dim=1)
         logp_MV = torch.log_softmax(teacher_logits_MV.float(), dim=1)
         return F.kl_div(logq_MV, logp_MV, log_target=True, reduction="batchmean")
 
     def online() -> Tensor:
         with torch.no_grad():
-            logits_MV = teacher(**inputs).logits.flatten(0, 1)[source_M]
+            logits_MV = teacher(**inputs).logits.flatten(0, 1)[hidden_index_M]
         return dense(logits_MV)
 
     def checkpointed() -> Tensor:
         hidden_MD, head = hidden_states_at(student, batch, vocab_size)
         losses = [
-            checkpoint(sparse_loss, hidden_MD[chunk], head.weight_VD, targets, gold_M, chunk, use_reentrant=False)
+            checkpoint(sparse_loss, hidden_MD[chunk], head.weight_VD, targets, label_M, chunk, use_reentrant=False)
             for chunk in (slice(start, start + 512) for start in range(0, positions, 512))
         ]
         return torch.stack(losses).sum() * 0.5 / positions
@@ -137,13 +137,13 @@ def random_targets(positions: int, vocab_size: int, device: torch.device) -> Spa
     ).to(device)
 
 
-def sparse_loss(hidden_CD: Tensor, weight_VD: Tensor, targets: SparseTargets, gold_M: Tensor, chunk: slice) -> Tensor:
+def sparse_loss(hidden_CD: Tensor, weight_VD: Tensor, targets: SparseTargets, label_M: Tensor, chunk: slice) -> Tensor:
     """The same loss as ours on one chunk, by autograd."""
     logq_CV = torch.log_softmax((hidden_CD @ weight_VD.T).float(), dim=1)
     p_CK, p_tail_C = targets.logp_MK[chunk].exp(), targets.log_tail_M[chunk].exp()
     support_C = (p_CK * logq_CV.gather(1, targets.ids_MK[chunk])).sum(1)
     tail_C = p_tail_C * logq_CV.gather(1, targets.samples_MS[chunk]).mean(1)
-    return -(support_C + tail_C + logq_CV.gather(1, gold_M[chunk, None])[:, 0]).sum()
+    return -(support_C + tail_C + logq_CV.gather(1, label_M[chunk, None])[:, 0]).sum()
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class LabelledRows(CachedRows):
     def __getitems__(self, items: list[Any]) -> dict[str, Any]:
         batch = super().__getitems__([(None, row) for row in items])
         labels = torch.full_like(batch["input_ids"], -100)
-        labels.view(-1)[batch["source_M"] + 1] = batch["gold_M"]
+        labels.view(-1)[batch["hidden_index_M"] + 1] = batch["label_M"]
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
 

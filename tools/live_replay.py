@@ -67,7 +67,7 @@ class LiveRows(CachedRows):
         batch = super().__getitems__([(None, row) for _, row in items])
         teacher = str(items[0][0])
         weights_B = self.weights_of(teacher)[batch["rows_B"].numpy()].astype(np.float32)
-        return {**batch, "teacher_weight_B": torch.from_numpy(weights_B)}
+        return {**batch, "divergence_weight_B": torch.from_numpy(weights_B)}
 
 
 class Replay(DistillTrainer):
@@ -91,13 +91,13 @@ class LiveReplay(Replay):
         with torch.no_grad():
             logp_MV = log_probabilities(self.live, Batch(**batch), self.vocab_size)  # type: ignore[typeddict-item]
         logq_MV = model(**batch, read=lambda student, batch: log_probabilities(student, batch, self.vocab_size))
-        weights_B, sequence_M = inputs["teacher_weight_B"], inputs["sequence_M"]
+        weights_B, sequence_M = inputs["divergence_weight_B"], inputs["sequence_M"]
         share_M = 1.0 / (num_items_in_batch * torch.bincount(sequence_M, minlength=len(weights_B))[sequence_M])
         taid_t = self.progress.taid.t if self.progress.taid else None
-        kl_M = dense_divergence(logp_MV, logq_MV, self.settings.divergence, taid_t, self.settings.temperature)
-        ce_M = -logq_MV.gather(1, inputs["gold_M"][:, None])[:, 0]
-        loss = ((weights_B[sequence_M] * kl_M + (1 - weights_B[sequence_M]) * ce_M) * share_M).sum()
-        self.step_loss = self.step_loss + (kl_M.detach() * share_M).sum()
+        divergence_M = dense_divergence(logp_MV, logq_MV, self.settings.divergence, taid_t, self.settings.temperature)
+        ce_M = -logq_MV.gather(1, inputs["label_M"][:, None])[:, 0]
+        loss = ((weights_B[sequence_M] * divergence_M + (1 - weights_B[sequence_M]) * ce_M) * share_M).sum()
+        self.step_loss = self.step_loss + (divergence_M.detach() * share_M).sum()
         return loss * self.accelerator.num_processes
 
 
@@ -225,16 +225,16 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
             targets, sequence_M = SparseTargets(**inputs["targets"]), inputs["sequence_M"]
             positions_B = torch.bincount(sequence_M, minlength=len(inputs["rows_B"]))
             share_M = 1.0 / positions_B[sequence_M]
-            kl_share_M = inputs["teacher_weight_B"][sequence_M] * share_M
+            kl_share_M = inputs["divergence_weight_B"][sequence_M] * share_M
             objective = Objective(
                 targets, kl_share_M, share_M - kl_share_M, divergence, taid_t=taid_t, temperature=config.temperature
             )
             cached = student(**batch, objective=objective)
             logp_MV = log_probabilities(teacher, batch, stage.vocab_size)
             logq_MV = log_probabilities(student, batch, stage.vocab_size)
-            kl_M = dense_divergence(logp_MV, logq_MV, divergence, taid_t, config.temperature)
-            ce_M = -logq_MV.gather(1, batch["gold_M"][:, None])[:, 0]
-            live = (kl_share_M * kl_M + (share_M - kl_share_M) * ce_M).sum()
+            divergence_M = dense_divergence(logp_MV, logq_MV, divergence, taid_t, config.temperature)
+            ce_M = -logq_MV.gather(1, batch["label_M"][:, None])[:, 0]
+            live = (kl_share_M * divergence_M + (share_M - kl_share_M) * ce_M).sum()
             allowed = allowed_error(logp_MV, logq_MV, targets, steps_per_nat, divergence, taid_t, config.temperature)
             one_sided = allowed.one_sided
             variance, codes = (kl_share_M**2 * allowed.variance_M).sum(), (kl_share_M * allowed.codes_M).sum()

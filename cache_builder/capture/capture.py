@@ -81,14 +81,14 @@ def capture(
     _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     device = hidden_MD.device
-    gold_M = batch["gold_M"].to(device)
+    label_M = batch["label_M"].to(device)
     uniforms = torch.from_numpy(uniforms_MS).to(device)
     probe_ids = None if probe_ids_MR is None else torch.from_numpy(probe_ids_MR.astype(np.int64)).to(device)
     chunks, probe_chunks = [], []
     for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
         if probe_ids is not None:
             probe_chunks.append(logp_and_rest(logits_CW[:, :vocab_size].clone(), probe_ids[chunk]))
-        chunks.append(extract(logits_CW, vocab_size, gold_M[chunk], uniforms[chunk], top_k, top_p))
+        chunks.append(extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p))
     ids, logp, samples, log_tail, gold, entropy = (_join(parts) for parts in zip(*chunks, strict=True))
     _check_finite(model, batch, gold + entropy + logp[:, 0])
     probe_logp, probe_log_tail = (
@@ -108,12 +108,12 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
     """
     _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
-    gold_M = batch["gold_M"].to(hidden_MD.device)
+    label_M = batch["label_M"].to(hidden_MD.device)
     parts = []
     for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
-        z_gold_C = logits_CW.gather(1, gold_M[chunk, None])[:, 0]
+        z_label_C = logits_CW.gather(1, label_M[chunk, None])[:, 0]
         largest_C, log_sum_C = log_sum_exp(logits_CW)
-        parts.append((z_gold_C - largest_C) - log_sum_C)
+        parts.append((z_label_C - largest_C) - log_sum_C)
     gold = _join(parts)
     _check_finite(model, batch, gold)
     return gold
@@ -152,12 +152,12 @@ def probe_ids(
     """
     _check_ready(model)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
-    gold_M = batch["gold_M"].to(hidden_MD.device)
+    label_M = batch["label_M"].to(hidden_MD.device)
     parts, finite = [], []
     for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
         ids_CR, values_CR = top(logits_CW, vocab_size, min(count, vocab_size))
-        absent_C = (ids_CR != gold_M[chunk, None]).all(1)
-        ids_CR[:, -1] = torch.where(absent_C, gold_M[chunk], ids_CR[:, -1])
+        absent_C = (ids_CR != label_M[chunk, None]).all(1)
+        ids_CR[:, -1] = torch.where(absent_C, label_M[chunk], ids_CR[:, -1])
         parts.append(ids_CR)
         finite.append(values_CR.sum(1))
     _check_finite(model, batch, _join(finite))

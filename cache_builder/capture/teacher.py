@@ -194,8 +194,8 @@ def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
     return {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
-        "source_M": batch["source_M"][keep],
-        "gold_M": batch["gold_M"][keep],
+        "hidden_index_M": batch["hidden_index_M"][keep],
+        "label_M": batch["label_M"][keep],
         "sequence_M": batch["sequence_M"][keep],
     }
 

@@ -36,10 +36,10 @@ def slices(z_CW: Tensor) -> Iterator[slice]:
 
 
 def extract(
-    z_CW: Tensor, vocab_size: int, gold_C: Tensor, uniforms_CS: Tensor, top_k: int, top_p: float
+    z_CW: Tensor, vocab_size: int, label_C: Tensor, uniforms_CS: Tensor, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Turn a chunk of logits, which is overwritten, into ids, logp, samples, log_tail, gold and entropy."""
-    z_gold_C = z_CW.gather(1, gold_C[:, None])[:, 0]
+    z_label_C = z_CW.gather(1, label_C[:, None])[:, 0]
     ids_CK, values_CK, share_C1, mean_C, mass_CN = _scan(z_CW, vocab_size, top_k)
     largest_rest_C1 = values_CK[:, top_k:]  # empty where the top-k is the vocabulary
     ids_CK, values_CK = ids_CK[:, :top_k], values_CK[:, :top_k]
@@ -51,7 +51,7 @@ def extract(
     log_sum_C1 = shifted_CO.logsumexp(1, keepdim=True)
     logp_CO = shifted_CO - log_sum_C1
     logp_CK, log_rest_C1 = logp_CO[:, :top_k], logp_CO[:, top_k:]
-    gold_logp_C = z_gold_C - top_C1[:, 0] - log_sum_C1[:, 0]
+    gold_logp_C = z_label_C - top_C1[:, 0] - log_sum_C1[:, 0]
 
     entropy_C = -(logp_CK.exp() * logp_CK).sum(1)
     if log_rest_C1.shape[1]:

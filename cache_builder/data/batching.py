@@ -2,8 +2,8 @@
 
     token      t0  t1  t2  t3  pad        B sequences, right-padded to T
     completion  0   0   1   1             t2 and t3 are targets …
-    source          1   2                 … predicted from the hidden states of t1 and t2 (flat index into [B·T])
-    gold            t2  t3                row m of a target is the distribution of the token `gold[m]`
+    hidden_index    1   2                 … predicted from the hidden states of t1 and t2 (flat index into [B·T])
+    label           t2  t3                row m of a target is the distribution of the token `label[m]`
 
 Shapes: B sequences, T tokens, M positions of the batch, ordered by (sequence, token).
 """
@@ -22,9 +22,9 @@ class Batch(TypedDict):
     """[B, T]"""
     attention_mask: torch.Tensor
     """[B, T], by length and never by id, because the pad token may be eos."""
-    source_M: torch.Tensor
+    hidden_index_M: torch.Tensor
     """[M], flat index into [B·T] of the hidden state that predicts the position."""
-    gold_M: torch.Tensor
+    label_M: torch.Tensor
     """[M], the true token."""
     sequence_M: torch.Tensor
     """[M], which of the B sequences the position belongs to."""
@@ -44,8 +44,8 @@ def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention_mask),
-        "source_M": torch.from_numpy(sequence * width + token - 1),
-        "gold_M": torch.from_numpy(input_ids[sequence, token]),
+        "hidden_index_M": torch.from_numpy(sequence * width + token - 1),
+        "label_M": torch.from_numpy(input_ids[sequence, token]),
         "sequence_M": torch.from_numpy(sequence),
     }
 

@@ -100,14 +100,14 @@ def targets_of(
         with np.errstate(divide="ignore"):
             log_tail_M = np.log(tail_M) - np.log(total_M)
         known_M = np.ones(len(ids_MK), np.bool_)
-    gold_M = np.where(gold_MK, logp_MK, 0.0).sum(1)
-    gold_M[~(known_M & gold_MK.any(1))] = np.nan
+    label_M = np.where(gold_MK, logp_MK, 0.0).sum(1)
+    label_M[~(known_M & gold_MK.any(1))] = np.nan
     return Targets(
         ids=ids_MK,
         logp=logp_MK.astype(np.float32),
         samples=np.zeros((len(ids_MK), 0), np.int64),
         log_tail=log_tail_M.astype(np.float32),
-        gold=np.minimum(gold_M, 0).astype(np.float32),
+        gold=np.minimum(label_M, 0).astype(np.float32),
         entropy=np.full(len(ids_MK), np.nan, np.float32),
     )
 

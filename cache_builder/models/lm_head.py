@@ -127,7 +127,7 @@ def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[T
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     )
     hidden = output.last_hidden_state
-    hidden_MD = hidden.flatten(0, 1).index_select(0, batch["source_M"].to(hidden.device))
+    hidden_MD = hidden.flatten(0, 1).index_select(0, batch["hidden_index_M"].to(hidden.device))
     layer = _output_layer(model)
     if _is_sharded(layer):
         layer(hidden_MD[:1])  # its hooks gather the weight, and count on every module of their group being called
@@ -150,8 +150,8 @@ def verify_head(model: nn.Module) -> None:
     batch: Batch = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
-        "source_M": torch.arange(4),
-        "gold_M": torch.zeros(4, dtype=torch.int64),
+        "hidden_index_M": torch.arange(4),
+        "label_M": torch.zeros(4, dtype=torch.int64),
         "sequence_M": torch.zeros(4, dtype=torch.int64),
     }
     was_training = model.training

@@ -89,8 +89,8 @@ def reverse_kl(logp_MO: Tensor, logq_MO: Tensor) -> tuple[Tensor, Tensor]:
     logp_MO = torch.where(logp_MO == -torch.inf, _LOG_SMALLEST, logp_MO)
     ratio_MO = torch.where(logq_MO == -torch.inf, 0.0, logq_MO - logp_MO)
     q_MO = logq_MO.exp()
-    kl_M = _kl(logq_MO, logp_MO)
-    return kl_M, q_MO * (ratio_MO - (q_MO * ratio_MO).sum(1, keepdim=True))
+    divergence_M = _kl(logq_MO, logp_MO)
+    return divergence_M, q_MO * (ratio_MO - (q_MO * ratio_MO).sum(1, keepdim=True))
 
 
 def taid(logp_MO: Tensor, logq_MO: Tensor, t: float) -> tuple[Tensor, Tensor]:

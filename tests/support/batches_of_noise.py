@@ -23,11 +23,11 @@ def make_sequences(seed: int = 0, lengths: tuple[int, ...] = (9, 24, 5, 13)) -> 
 
 
 def uniforms(batch: Batch, samples: int = 4) -> np.ndarray:
-    return tail_uniforms(0, "checkpoint-1", np.arange(len(batch["gold_M"])), samples)
+    return tail_uniforms(0, "checkpoint-1", np.arange(len(batch["label_M"])), samples)
 
 
 def dense_logp(model: nn.Module, batch: Batch) -> Tensor:
     """[M, V] in float64, from the model's own logits."""
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.log_softmax(logits.flatten(0, 1)[batch["source_M"], :VOCABULARY].double(), dim=1)
+    return torch.log_softmax(logits.flatten(0, 1)[batch["hidden_index_M"], :VOCABULARY].double(), dim=1)

@@ -28,7 +28,7 @@ class Rows(Dataset[Any]):
         return {
             **collate([self.corpus.sequence(row) for row in rows], self.pad_id),
             "rows_B": torch.tensor(rows),
-            "teacher_weight_B": torch.zeros(len(rows)),
+            "divergence_weight_B": torch.zeros(len(rows)),
         }
 
 
@@ -49,6 +49,6 @@ class CachedRows(Rows):
         targets = self.cache.read(teacher, rows)
         return {
             **batch,
-            "teacher_weight_B": torch.from_numpy(self.weights_of(teacher)[rows].astype(np.float32)),
+            "divergence_weight_B": torch.from_numpy(self.weights_of(teacher)[rows].astype(np.float32)),
             "targets": vars(SparseTargets.from_numpy(targets)),
         }

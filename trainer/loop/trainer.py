@@ -49,7 +49,7 @@ from trainer.loss.fused import Divergence
 from trainer.methods.schedules import StageChoice
 from trainer.methods.weighting import TaidState
 
-BATCH_KEYS = ("input_ids", "attention_mask", "source_M", "gold_M", "sequence_M")
+BATCH_KEYS = ("input_ids", "attention_mask", "hidden_index_M", "label_M", "sequence_M")
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,8 @@ class SequenceTrainer(Trainer):
         sequence_M = inputs["sequence_M"]
         positions_B = torch.bincount(sequence_M, minlength=sequences)
         share_M = 1.0 / (num_items_in_batch * positions_B[sequence_M])
-        teacher_weight_B = inputs["teacher_weight_B"]
-        weight_M = teacher_weight_B[sequence_M]
+        divergence_weight_B = inputs["divergence_weight_B"]
+        weight_M = divergence_weight_B[sequence_M]
         targets = SparseTargets(**inputs["targets"]) if "targets" in inputs else None
         output = model(
             **{key: inputs[key] for key in BATCH_KEYS},
@@ -256,8 +256,8 @@ class SequenceTrainer(Trainer):
                 f"the loss is {output.loss.item()} at step {self.state.global_step}, in a batch of the examples "
                 f"{', '.join(map(repr, names))}; look at these, lower the learning rate, or use a wider dtype"
             )
-        sums = torch.stack([(output.kl_M * share_M).sum(), (output.ce_M * share_M).sum()])
-        weight = (teacher_weight_B.sum() / num_items_in_batch).to(sums.dtype)
+        sums = torch.stack([(output.divergence_M * share_M).sum(), (output.ce_M * share_M).sum()])
+        weight = (divergence_weight_B.sum() / num_items_in_batch).to(sums.dtype)
         steps = torch.full_like(weight, sequences / num_items_in_batch)
         self._add(torch.cat([sums, weight[None], steps[None]]).detach())
         return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes

@@ -59,7 +59,7 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
             hidden_MD,
             head,
             objective.targets,
-            batch["gold_M"],
+            batch["label_M"],
             objective.divergence_weight_M,
             objective.ce_weight_M,
             divergence=objective.divergence,

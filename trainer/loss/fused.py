@@ -4,7 +4,7 @@
         gather z at support, samples, gold; mask the support; one max/exp/sum pass gives the tail's logsumexp
         u = (z_support, lse_tail) − logsumexp = the student's log-probabilities on K+1 outcomes
         value, gradient g = divergence(target's outcomes, u)                             cache_builder/targets
-        z ← weight_kl·g + weight_ce·q on the support, the tail's share · q(v | tail) elsewhere, − weight_ce at gold
+        z ← weight_d·g + weight_ce·q on the support, the tail's share · q(v | tail) elsewhere, − weight_ce at gold
         grad_hidden = z @ weight;   grad_weight += zᵀ @ hidden                            matmuls 2 and 3
 
 Nothing of size [positions, vocabulary] outlives a chunk, there is no 1 − Σ and no division by the tail's mass.
@@ -33,8 +33,8 @@ class LossOutput(NamedTuple):
     """The loss and what it is made of."""
 
     loss: Tensor
-    """Scalar, Σ kl_weight·KL + ce_weight·CE; differentiable through hidden states, head weight and head bias."""
-    kl_M: Tensor
+    """Scalar, Σ divergence_weight·D + ce_weight·CE; differentiable through hidden states, head weight and bias."""
+    divergence_M: Tensor
     """[M], detached; times T² at temperature T."""
     ce_M: Tensor
     """[M], detached; of the true token, always at temperature 1."""
@@ -44,8 +44,8 @@ def distillation_loss(
     hidden_MD: Tensor,
     head: Head,
     targets: SparseTargets | None,
-    gold_M: Tensor,
-    kl_weight_M: Tensor,
+    label_M: Tensor,
+    divergence_weight_M: Tensor,
     ce_weight_M: Tensor,
     *,
     divergence: Divergence = "forward_kl",
@@ -53,14 +53,14 @@ def distillation_loss(
     temperature: float = 1.0,
     chunk_positions: int | None = None,
 ) -> LossOutput:
-    """Compute Σ_m kl_weight_m · KL_m + ce_weight_m · CE_m; without targets plain cross-entropy.
+    """Compute Σ_m divergence_weight_m · D_m + ce_weight_m · CE_m; without targets plain cross-entropy.
 
     Whatever the loss is to be divided by belongs into the weights, so that no pass over the gradients is needed for it.
     """
     if (divergence == "taid") != (taid_t is not None):
         raise ValueError(f"taid_t goes with divergence='taid' and only with it; got {divergence=}, {taid_t=}")
     if targets is None:
-        targets = SparseTargets.empty(len(gold_M), hidden_MD.device)
+        targets = SparseTargets.empty(len(label_M), hidden_MD.device)
     if chunk_positions is None:
         chunk_positions = 512 if hidden_MD.device.type == "cpu" else 1024
     return LossOutput(
@@ -70,8 +70,8 @@ def distillation_loss(
             head.bias_V,
             head,
             targets,
-            gold_M,
-            kl_weight_M,
+            label_M,
+            divergence_weight_M,
             ce_weight_M,
             (divergence, taid_t, temperature),
             chunk_positions,
@@ -91,8 +91,8 @@ class _FusedLoss(torch.autograd.Function):
         bias_V: Tensor | None,
         head: Head,
         targets: SparseTargets,
-        gold_M: Tensor,
-        kl_weight_M: Tensor,
+        label_M: Tensor,
+        divergence_weight_M: Tensor,
         ce_weight_M: Tensor,
         kind: tuple[Divergence, float | None, float],
         chunk_positions: int,
@@ -111,7 +111,7 @@ class _FusedLoss(torch.autograd.Function):
             if grad_weight_VD is not None:  # the first chunk overwrites the vocabulary's rows
                 grad_weight_VD[head.vocab_size if positions else 0 :] = 0.0
             grad_bias_V = None if bias_V is None or not needs_grad[2] else torch.zeros_like(bias_V, dtype=real)
-            kl_M, ce_M = (torch.empty(positions, dtype=real, device=hidden_MD.device) for _ in range(2))
+            divergence_M, ce_M = (torch.empty(positions, dtype=real, device=hidden_MD.device) for _ in range(2))
             logits_CV = torch.empty(
                 min(chunk_positions, positions), head.vocab_size, dtype=real, device=hidden_MD.device
             )
@@ -120,7 +120,7 @@ class _FusedLoss(torch.autograd.Function):
                 hidden_CD = hidden_MD[chunk].to(compute_VD.dtype)
                 z_CV = project(hidden_CD, head, compute_VD, out=logits_CV[: len(hidden_CD)])
                 slope_CV = None if head.softcap is None else (z_CV / head.softcap).square_().neg_().add_(1.0)
-                kl_M[chunk], ce_M[chunk] = _to_gradient(
+                divergence_M[chunk], ce_M[chunk] = _to_gradient(
                     z_CV,
                     SparseTargets(
                         targets.ids_MK[chunk],
@@ -129,8 +129,8 @@ class _FusedLoss(torch.autograd.Function):
                         targets.log_tail_M[chunk].to(real),
                         targets.entropy_M[chunk].to(real),
                     ),
-                    gold_M[chunk],
-                    kl_weight_M[chunk].to(real),
+                    label_M[chunk],
+                    divergence_weight_M[chunk].to(real),
                     ce_weight_M[chunk].to(real),
                     kind,
                     scale=head.scale,
@@ -144,14 +144,14 @@ class _FusedLoss(torch.autograd.Function):
                     _accumulate(grad_weight_VD[: head.vocab_size], z_CV.T, hidden_CD, first=start == 0)
                 if grad_bias_V is not None:
                     grad_bias_V[: head.vocab_size] += z_CV.sum(0, dtype=real)
-            loss = (kl_weight_M * kl_M).sum() + (ce_weight_M * ce_M).sum()
+            loss = (divergence_weight_M * divergence_M).sum() + (ce_weight_M * ce_M).sum()
         ctx.grads = [
             grad if grad is None or value is None or value.dtype == torch.float16 else grad.to(value.dtype)
             for grad, value in ((grad_hidden_MD, hidden_MD), (grad_weight_VD, weight_VD), (grad_bias_V, bias_V))
         ]
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_MD, weight_VD, bias_V)]
-        ctx.mark_non_differentiable(kl_M, ce_M)
-        return loss, kl_M, ce_M
+        ctx.mark_non_differentiable(divergence_M, ce_M)
+        return loss, divergence_M, ce_M
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -179,8 +179,8 @@ def _accumulate(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: b
 def _to_gradient(
     z_CV: Tensor,
     targets: SparseTargets,
-    gold_C: Tensor,
-    kl_weight_C: Tensor,
+    label_C: Tensor,
+    divergence_weight_C: Tensor,
     ce_weight_C: Tensor,
     kind: tuple[Divergence, float | None, float],
     scale: float,
@@ -189,7 +189,7 @@ def _to_gradient(
     divergence, taid_t, temperature = kind
     used_CK = targets.logp_MK > -torch.inf
     slots = targets.ids_MK.shape[1]
-    z_gold_C = z_CV.gather(1, gold_C[:, None])[:, 0]
+    z_label_C = z_CV.gather(1, label_C[:, None])[:, 0]
     z_support_CK = z_CV.gather(1, targets.ids_MK).masked_fill_(~used_CK, -torch.inf)
     z_samples_CS = z_CV.gather(1, targets.samples_MS)
 
@@ -204,7 +204,7 @@ def _to_gradient(
     log_sum_C = u_CO.logsumexp(1)
     u_CO -= log_sum_C[:, None]
     q_CO = u_CO.exp()
-    ce_C = log_sum_C - (z_gold_C - top_C)
+    ce_C = log_sum_C - (z_label_C - top_C)
 
     logp_CO = outcomes(targets.logp_MK, targets.log_tail_M)
     sampled = divergence == "forward_kl" and temperature == 1.0 and z_samples_CS.shape[1] > 0
@@ -212,29 +212,31 @@ def _to_gradient(
         p_CO = logp_CO.exp()
         share_C = p_CO[:, slots] / z_samples_CS.shape[1]
         cross_CO = torch.where(p_CO > 0, p_CO * u_CO, 0.0)[:, :slots]
-        kl_C = (
+        divergence_C = (
             -cross_CO.sum(1) - share_C * (z_samples_CS - top_C[:, None] - log_sum_C[:, None]).sum(1) - targets.entropy_M
         )
         grad_CO = torch.cat([q_CO[:, :slots] - p_CO[:, :slots], q_CO[:, slots:]], dim=1)
     else:
         logp_CO, logq_CO = temper(logp_CO, temperature), temper(u_CO, temperature)
         if divergence == "forward_kl":
-            kl_C, grad_CO = forward_kl(logp_CO, logq_CO)
+            divergence_C, grad_CO = forward_kl(logp_CO, logq_CO)
         elif divergence == "reverse_kl":
-            kl_C, grad_CO = reverse_kl(logp_CO, logq_CO)
+            divergence_C, grad_CO = reverse_kl(logp_CO, logq_CO)
         else:
             assert taid_t is not None
-            kl_C, grad_CO = taid(logp_CO, logq_CO, taid_t)
-        kl_C = kl_C * temperature**2
+            divergence_C, grad_CO = taid(logp_CO, logq_CO, taid_t)
+        divergence_C = divergence_C * temperature**2
         grad_CO = grad_CO * temperature
 
-    kl_weight_C, ce_weight_C = kl_weight_C * scale, ce_weight_C * scale
-    grad_CO = kl_weight_C[:, None] * grad_CO + ce_weight_C[:, None] * q_CO
+    divergence_weight_C, ce_weight_C = divergence_weight_C * scale, ce_weight_C * scale
+    grad_CO = divergence_weight_C[:, None] * grad_CO + ce_weight_C[:, None] * q_CO
     tail_C = torch.where(sum_C > 0, grad_CO[:, slots] / sum_C, 0.0)
     z_CV.mul_(tail_C[:, None])
     grad_CK = torch.where(used_CK, grad_CO[:, :slots], grad_CO[:, :1])  # an unused slot writes slot 0's value again
     z_CV.scatter_(1, targets.ids_MK, grad_CK)
     if sampled:
-        z_CV.scatter_add_(1, targets.samples_MS, -(kl_weight_C * share_C)[:, None].expand_as(targets.samples_MS))
-    z_CV.scatter_add_(1, gold_C[:, None], -ce_weight_C[:, None])
-    return kl_C, ce_C
+        z_CV.scatter_add_(
+            1, targets.samples_MS, -(divergence_weight_C * share_C)[:, None].expand_as(targets.samples_MS)
+        )
+    z_CV.scatter_add_(1, label_C[:, None], -ce_weight_C[:, None])
+    return divergence_C, ce_C

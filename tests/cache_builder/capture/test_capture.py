@@ -28,7 +28,7 @@ def test_targets_are_those_of_the_model_s_own_logits(make_model, top_k, peaked):
     result = captured(model, batch, top_k)
     np.testing.assert_array_equal(result.ids, ids)
     np.testing.assert_allclose(result.logp, values, atol=1e-5)
-    np.testing.assert_allclose(result.gold, exact.gather(1, batch["gold_M"][:, None])[:, 0], atol=1e-5)
+    np.testing.assert_allclose(result.gold, exact.gather(1, batch["label_M"][:, None])[:, 0], atol=1e-5)
     np.testing.assert_allclose(result.entropy, -(exact.exp() * exact).sum(1), atol=1e-5)
     tail = exact.exp().scatter(1, ids, 0.0)
     if top_k == VOCABULARY:
@@ -75,7 +75,7 @@ def test_results_do_not_depend_on_the_batch(make_model):
     start = 0
     for row, sequence in enumerate(sequences):
         alone = collate([sequence], pad_id=1)
-        end = start + len(alone["gold_M"])
+        end = start + len(alone["label_M"])
         one = capture(model, alone, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=numbers[start:end])
         np.testing.assert_array_equal(one.ids, whole.ids[start:end])
         np.testing.assert_array_equal(one.samples, whole.samples[start:end])
@@ -130,7 +130,7 @@ def test_half_precision_teachers_have_a_float32_head_and_softmax(make_model, dty
     result = captured(model, batch)
     np.testing.assert_array_equal(result.ids, ids)
     np.testing.assert_allclose(result.logp, values, atol=1e-5)
-    own = dense_logp(model, batch).gather(1, batch["gold_M"][:, None])[:, 0]
+    own = dense_logp(model, batch).gather(1, batch["label_M"][:, None])[:, 0]
     np.testing.assert_allclose(result.gold, own, atol=8 * torch.finfo(dtype).eps)
 
 
@@ -156,7 +156,7 @@ def test_the_probe_s_ids_are_distinct_and_hold_top_tokens_and_gold(make_model):
     model, batch = make_model(), make_batch()
     top = dense_logp(model, batch).topk(20, dim=1).indices.numpy()
     ids = probe_ids(model, batch, VOCABULARY, 20)
-    gold = batch["gold_M"].numpy()
+    gold = batch["label_M"].numpy()
     assert all(len(set(row)) == 20 for row in ids.tolist())
     assert (ids == gold[:, None]).any(1).all()
     np.testing.assert_array_equal(ids[:, :19], top[:, :19])
@@ -177,7 +177,7 @@ def test_nan_and_infinity_stop_the_capture_and_name_the_row(make_model):
         with pytest.raises(NonFiniteError, match="row 2"):
             gold_logp(model, batch, VOCABULARY)
         with pytest.raises(NonFiniteError, match="row 2"):
-            probe_logp(model, batch, VOCABULARY, np.zeros((len(batch["gold_M"]), 1), np.int64))
+            probe_logp(model, batch, VOCABULARY, np.zeros((len(batch["label_M"]), 1), np.int64))
 
 
 def test_top_k_above_the_vocabulary_is_refused(make_model):
@@ -192,7 +192,7 @@ def test_a_teacher_with_its_dropout_left_on_is_refused(make_model):
         lambda: captured(model, batch),
         lambda: gold_logp(model, batch, VOCABULARY),
         lambda: probe_ids(model, batch, VOCABULARY, 4),
-        lambda: probe_logp(model, batch, VOCABULARY, np.zeros((len(batch["gold_M"]), 1), np.int64)),
+        lambda: probe_logp(model, batch, VOCABULARY, np.zeros((len(batch["label_M"]), 1), np.int64)),
     ):
         with pytest.raises(ModelError, match="training mode"):
             read()

@@ -9,22 +9,22 @@ from cache_builder.data.batching import collate, plan_batches
 
 def test_the_shift_on_the_smallest_case() -> None:
     batch = collate([(np.array([9, 5, 2]), np.array([False, True, True]))], pad_id=0)
-    assert batch["gold_M"].tolist() == [5, 2]
-    assert batch["source_M"].tolist() == [0, 1]
+    assert batch["label_M"].tolist() == [5, 2]
+    assert batch["hidden_index_M"].tolist() == [0, 1]
 
 
 def test_a_completion_at_the_first_token_has_nothing_to_be_predicted_from() -> None:
     batch = collate([(np.array([9, 5]), np.array([True, True]))], pad_id=0)
-    assert batch["gold_M"].tolist() == [5]
+    assert batch["label_M"].tolist() == [5]
 
 
 def test_padding_is_masked_by_length_even_where_pad_is_eos() -> None:
     sequences = [(np.array([4, 5, 6, 0]), np.array([0, 0, 1, 1], bool)), (np.array([7, 0]), np.array([0, 1], bool))]
     batch = collate(sequences, pad_id=0)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["gold_M"].tolist() == [6, 0, 0]
+    assert batch["label_M"].tolist() == [6, 0, 0]
     assert batch["sequence_M"].tolist() == [0, 0, 1]
-    assert batch["source_M"].tolist() == [1, 2, 4]
+    assert batch["hidden_index_M"].tolist() == [1, 2, 4]
 
 
 def test_positions_give_the_models_own_loss(make_model) -> None:  # type: ignore[no-untyped-def]
@@ -33,7 +33,7 @@ def test_positions_give_the_models_own_loss(make_model) -> None:  # type: ignore
     batch = collate([(tokens, np.array([0, 0, 1, 1, 1], bool)), (tokens[:3], np.array([0, 1, 1], bool))], pad_id=1)
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
-        ours = torch.nn.functional.cross_entropy(logits[batch["source_M"]], batch["gold_M"], reduction="sum")
+        ours = torch.nn.functional.cross_entropy(logits[batch["hidden_index_M"]], batch["label_M"], reduction="sum")
         labels = [torch.tensor([[-100, -100, 15, 92, 65]]), torch.tensor([[-100, 14, 15]])]
         theirs = sum(
             model(input_ids=torch.tensor(tokens[: label.shape[1]])[None], labels=label).loss * (label != -100).sum()

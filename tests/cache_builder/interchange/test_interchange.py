@@ -197,14 +197,14 @@ def test_axolotls_raw_rows_keep_the_tail_and_know_every_true_token(
         rows, tmp_path, logprobs_field="vllm", messages_field="turns", chat_template="plain"
     )
     assert reading.top_k == 41 and list(cache.corpus.sample_ids) == [example["id"] for example in examples]
-    dense_MV, gold_M = teacher.dense(sequences), golds(cache)
+    dense_MV, label_M = teacher.dense(sequences), golds(cache)
     targets = cache.read("imported", range(SEQUENCES))
     used = np.isfinite(targets.logp)
     assert set(used.sum(1)) == ({41} if shape == "messages" else {40, 41})
     np.testing.assert_allclose(
         targets.logp[used], np.take_along_axis(dense_MV, targets.ids, 1)[used], rtol=0, atol=STEP
     )
-    np.testing.assert_allclose(targets.gold, dense_MV[np.arange(len(gold_M)), gold_M], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(targets.gold, dense_MV[np.arange(len(label_M)), label_M], rtol=1e-5, atol=1e-5)
     expected = [
         -targets.gold[a:b].sum() for a, b in np.lib.stride_tricks.sliding_window_view(cache.corpus.position_offsets, 2)
     ]

@@ -95,7 +95,7 @@ def test_every_family_s_logits_are_reproduced(family):
     exact = dense_logp(model, batch)
     result = captured(model, batch)
     np.testing.assert_allclose(result.logp, exact.topk(8, dim=1).values, atol=1e-5)
-    np.testing.assert_allclose(result.gold, exact.gather(1, batch["gold_M"][:, None])[:, 0], atol=1e-5)
+    np.testing.assert_allclose(result.gold, exact.gather(1, batch["label_M"][:, None])[:, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,14 +104,14 @@ def test_every_family_s_cross_entropy_has_the_gradients_of_its_own_loss(family):
         torch.manual_seed(0)
         model = FAMILIES[family]().eval()
     batch = make_batch()
-    positions = len(batch["gold_M"])
+    positions = len(batch["label_M"])
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
-    nn.functional.cross_entropy(logits[batch["source_M"], :VOCABULARY], batch["gold_M"]).backward()
+    nn.functional.cross_entropy(logits[batch["hidden_index_M"], :VOCABULARY], batch["label_M"]).backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     hidden_MD, head = hidden_states_at(model, batch, VOCABULARY)
     weight = torch.full((positions,), 1 / positions)
-    distillation_loss(hidden_MD, head, None, batch["gold_M"], 0 * weight, weight).loss.backward()
+    distillation_loss(hidden_MD, head, None, batch["label_M"], 0 * weight, weight).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 

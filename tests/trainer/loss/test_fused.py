@@ -24,7 +24,7 @@ def make_problem(seed: int = 0, *, slots: int = 5, samples: int = 3, dtype: torc
     weight = torch.randn(ROWS, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     teacher = torch.log_softmax(2 * torch.randn(POSITIONS, VOCABULARY, generator=generator, dtype=torch.float64), 1)
     gold = torch.randint(VOCABULARY, (POSITIONS,), generator=generator)
-    kl_weight, ce_weight = torch.rand(2, POSITIONS, generator=generator, dtype=torch.float64)
+    divergence_weight, ce_weight = torch.rand(2, POSITIONS, generator=generator, dtype=torch.float64)
     return SimpleNamespace(
         hidden=hidden,
         weight=weight,
@@ -32,7 +32,7 @@ def make_problem(seed: int = 0, *, slots: int = 5, samples: int = 3, dtype: torc
         teacher=teacher,
         targets=sparse(teacher, slots, samples, generator),
         gold=gold,
-        kl_weight=kl_weight,
+        divergence_weight=divergence_weight,
         ce_weight=ce_weight,
     )
 
@@ -87,9 +87,9 @@ def reference(problem, divergence: str, t: float | None, temperature: float = 1.
             pi = mixed / mixed.sum()
             value = (torch.special.xlogy(pi, pi) - pi * q.log()).sum()
         kl.append(value * temperature**2)
-    kl_M = torch.stack(kl) if kl else torch.zeros(0, dtype=torch.float64)
+    divergence_M = torch.stack(kl) if kl else torch.zeros(0, dtype=torch.float64)
     ce_M = -q_dense.log().gather(1, problem.gold[:, None])[:, 0]
-    return (problem.kl_weight * kl_M + problem.ce_weight * ce_M).sum(), kl_M, ce_M
+    return (problem.divergence_weight * divergence_M + problem.ce_weight * ce_M).sum(), divergence_M, ce_M
 
 
 def fused(problem, divergence: str = "forward_kl", t: float | None = None, **options):
@@ -98,7 +98,7 @@ def fused(problem, divergence: str = "forward_kl", t: float | None = None, **opt
         problem.head,
         problem.targets,
         problem.gold,
-        problem.kl_weight,
+        problem.divergence_weight,
         problem.ce_weight,
         divergence=divergence,
         taid_t=t,
@@ -111,11 +111,11 @@ def check_against_reference(problem, divergence: str, t: float | None, temperatu
     inputs = [problem.hidden, problem.weight]
     if problem.head.bias_V is not None:
         inputs.append(problem.head.bias_V)
-    expected, kl_M, ce_M = reference(problem, divergence, t, temperature)
+    expected, divergence_M, ce_M = reference(problem, divergence, t, temperature)
     expected_grads = torch.autograd.grad(expected, inputs)
     output = fused(problem, divergence, t, temperature=temperature, chunk_positions=3)
     grads = torch.autograd.grad(output.loss, inputs)
-    torch.testing.assert_close(output.kl_M.double(), kl_M.detach(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(output.divergence_M.double(), divergence_M.detach(), rtol=rtol, atol=atol)
     torch.testing.assert_close(output.ce_M.double(), ce_M.detach(), rtol=rtol, atol=atol)
     torch.testing.assert_close(output.loss.double(), expected.detach(), rtol=rtol, atol=atol)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
@@ -143,9 +143,9 @@ def test_with_the_whole_vocabulary_as_support_it_is_the_dense_divergence(diverge
         p, q = q, p
     dense = temperature**2 * (p.exp() * (p - q)).sum(1)
     output = fused(problem, divergence, t, temperature=temperature)
-    torch.testing.assert_close(output.kl_M, dense.detach())
+    torch.testing.assert_close(output.divergence_M, dense.detach())
     problem.ce_weight = torch.zeros(POSITIONS)
-    expected = torch.autograd.grad((problem.kl_weight * dense).sum(), problem.hidden)
+    expected = torch.autograd.grad((problem.divergence_weight * dense).sum(), problem.hidden)
     actual = torch.autograd.grad(fused(problem, divergence, t, temperature=temperature).loss, problem.hidden)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
@@ -160,14 +160,14 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(slots, diver
     problem.ce_weight = torch.zeros(POSITIONS)
     output = fused(problem, divergence, t, temperature=temperature)
     grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
-    assert output.kl_M.abs().max() < 1e-14
+    assert output.divergence_M.abs().max() < 1e-14
     assert all(grad.abs().max() < 1e-14 for grad in grads)
 
 
 def test_taid_at_t_one_is_forward_kl_on_the_same_outcomes():
     problem = make_problem(samples=0)
     taid, forward = fused(problem, "taid", 1.0), fused(problem, "forward_kl")
-    torch.testing.assert_close(taid.kl_M, forward.kl_M)
+    torch.testing.assert_close(taid.divergence_M, forward.divergence_M)
     torch.testing.assert_close(
         torch.autograd.grad(taid.loss, problem.weight), torch.autograd.grad(forward.loss, problem.weight)
     )
@@ -178,7 +178,7 @@ def test_forward_kl_with_one_sample_is_unbiased_for_the_full_kl_in_value_and_gra
     problem.ce_weight = torch.zeros(POSITIONS)
     logq = torch.log_softmax(problem.hidden @ problem.weight[:VOCABULARY].T, dim=1)
     full_M = (problem.teacher.exp() * (problem.teacher - logq)).sum(1)
-    full_grad = torch.autograd.grad((problem.kl_weight * full_M).sum(), problem.hidden)[0]
+    full_grad = torch.autograd.grad((problem.divergence_weight * full_M).sum(), problem.hidden)[0]
     tail = problem.teacher.exp().scatter(1, problem.targets.ids_MK, 0.0)
     tail = tail / tail.sum(1, keepdim=True)
     mean_kl_M, mean_grad = torch.zeros(POSITIONS, dtype=torch.float64), torch.zeros_like(full_grad)
@@ -192,7 +192,7 @@ def test_forward_kl_with_one_sample_is_unbiased_for_the_full_kl_in_value_and_gra
             problem.targets.entropy_M,
         )
         output = fused(problem)
-        mean_kl_M += probability_M * output.kl_M
+        mean_kl_M += probability_M * output.divergence_M
         mean_grad += probability_M[:, None] * torch.autograd.grad(output.loss, problem.hidden)[0]
     torch.testing.assert_close(mean_kl_M, full_M.detach())
     torch.testing.assert_close(mean_grad, full_grad)
@@ -213,7 +213,7 @@ def test_an_unused_slot_changes_nothing(samples, divergence, t):
         targets.entropy_M,
     )
     padded = fused(problem, divergence, t)
-    torch.testing.assert_close(padded.kl_M, plain.kl_M)
+    torch.testing.assert_close(padded.divergence_M, plain.divergence_M)
     torch.testing.assert_close(torch.autograd.grad(padded.loss, [problem.hidden, problem.weight]), expected)
 
 
@@ -230,7 +230,7 @@ def test_a_vanishing_teacher_tail_is_exact_and_finite(dtype, divergence, t, log_
     if log_tail == -torch.inf and divergence == "reverse_kl":  # infinite by the book: only finiteness is promised
         output = fused(problem, divergence, t)
         grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
-        assert output.kl_M.isfinite().all()
+        assert output.divergence_M.isfinite().all()
         assert all(grad.isfinite().all() for grad in grads)
     else:
         tolerance = 1e-9 if dtype == torch.float64 else 2e-5
@@ -295,7 +295,7 @@ def test_without_targets_it_is_the_cross_entropy():
     expected = (problem.ce_weight * torch.nn.functional.cross_entropy(logits, problem.gold, reduction="none")).sum()
     output = fused(problem)
     torch.testing.assert_close(output.loss, expected)
-    assert (output.kl_M == 0).all()
+    assert (output.divergence_M == 0).all()
     torch.testing.assert_close(
         torch.autograd.grad(output.loss, problem.weight), torch.autograd.grad(expected, problem.weight)
     )
@@ -346,10 +346,10 @@ def test_under_no_grad_the_values_are_the_same():
 def test_half_precision_inputs_are_computed_in_float32(dtype):
     """Only the returned gradients are rounded, to the inputs' dtype."""
     problem = make_problem(dtype=dtype)
-    expected, kl_M, _ = reference(problem, "forward_kl", None)
+    expected, divergence_M, _ = reference(problem, "forward_kl", None)
     expected_grads = torch.autograd.grad(expected, [problem.hidden, problem.weight])
     output = fused(problem)
-    torch.testing.assert_close(output.kl_M.double(), kl_M.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.divergence_M.double(), divergence_M.detach(), rtol=1e-5, atol=1e-5)
     grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
     rounding = torch.finfo(dtype).eps
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
@@ -360,7 +360,7 @@ def test_half_precision_inputs_are_computed_in_float32(dtype):
 def test_a_loss_scaler_brings_float16_gradients_into_range():
     """The gradients are made in the forward pass, before the scaler's factor is known."""
     problem = make_problem(dtype=torch.float16)
-    problem.kl_weight, problem.ce_weight = problem.kl_weight * 1e-7, problem.ce_weight * 1e-7
+    problem.divergence_weight, problem.ce_weight = problem.divergence_weight * 1e-7, problem.ce_weight * 1e-7
     expected = torch.autograd.grad(reference(problem, "forward_kl", None)[0] * 65536, problem.hidden)[0]
     scaled = torch.autograd.grad(fused(problem).loss * 65536, problem.hidden)[0]
     torch.testing.assert_close(scaled, expected, rtol=2e-3, atol=1e-7)
@@ -376,13 +376,13 @@ def test_the_path_of_a_gpu_with_bfloat16_is_right_to_its_rounding(monkeypatch, d
         return product if out is None else out.copy_(product)
 
     problem = make_problem(dtype=torch.bfloat16)
-    expected, kl_M, _ = reference(problem, divergence, t)
+    expected, divergence_M, _ = reference(problem, divergence, t)
     expected_grads = torch.autograd.grad(expected, [problem.hidden, problem.weight])
     monkeypatch.setattr(losses, "compute_weight", lambda head: head.weight_VD.detach()[: head.vocab_size])
     monkeypatch.setattr(losses, "matmul", emulated)
     monkeypatch.setattr(head_module, "matmul", emulated)
     output = fused(problem, divergence, t, chunk_positions=3)
-    torch.testing.assert_close(output.kl_M.double(), kl_M.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.divergence_M.double(), divergence_M.detach(), rtol=1e-5, atol=1e-5)
     grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert grad.dtype == torch.bfloat16
@@ -407,7 +407,7 @@ def test_the_error_in_float32_is_no_larger_than_the_ordinary_path_s():
     ours = torch.autograd.grad(fused(problem).loss, problem.hidden)[0]
     logq = torch.log_softmax(problem.hidden @ problem.weight[:VOCABULARY].T, dim=1)
     ordinary = torch.nn.functional.kl_div(logq, problem.teacher.float(), log_target=True, reduction="none").sum(1)
-    theirs = torch.autograd.grad((problem.kl_weight.float() * ordinary).sum(), problem.hidden)[0]
+    theirs = torch.autograd.grad((problem.divergence_weight.float() * ordinary).sum(), problem.hidden)[0]
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
 
 
@@ -416,12 +416,12 @@ def test_positions_without_weight_add_nothing_and_parts_of_a_batch_add_up(diverg
     """So gradient accumulation and data parallelism give the gradient of the whole batch."""
     problem = make_problem()
     whole = torch.autograd.grad(fused(problem, divergence, t).loss, problem.weight)[0]
-    kl_weight, ce_weight = problem.kl_weight, problem.ce_weight
+    divergence_weight, ce_weight = problem.divergence_weight, problem.ce_weight
     total = torch.zeros_like(whole)
     for part in (slice(0, 2), slice(2, POSITIONS)):
         chosen = torch.zeros(POSITIONS, dtype=torch.float64)
         chosen[part] = 1.0
-        problem.kl_weight, problem.ce_weight = kl_weight * chosen, ce_weight * chosen
+        problem.divergence_weight, problem.ce_weight = divergence_weight * chosen, ce_weight * chosen
         grad_hidden, grad_weight = torch.autograd.grad(
             fused(problem, divergence, t).loss, [problem.hidden, problem.weight]
         )

@@ -96,7 +96,7 @@ def test_a_distillation_step_has_three_times_the_operations_of_a_forward_pass() 
 
     def step() -> None:
         hidden_MD, head = hidden_states_at(model, at, size.vocabulary)
-        loss = distillation_loss(hidden_MD, head, targets, at["gold_M"], weight_M, weight_M, divergence="forward_kl")
+        loss = distillation_loss(hidden_MD, head, targets, at["label_M"], weight_M, weight_M, divergence="forward_kl")
         loss.loss.backward()
 
     formula = 3 * (size.body_flops(ROWS * TOKENS, TOKENS) + size.head_flops(m))
