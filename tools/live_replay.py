@@ -201,7 +201,7 @@ def batches_of(trainer: Replay, steps: int) -> Iterator[dict[str, Any]]:
     trainer.sampler.teacher, size = trainer.checkpoint, trainer.args.per_device_train_batch_size
     items = list(trainer.sampler)[: steps * trainer.settings.config.sequences_per_step]
     for start in range(0, len(items), size):
-        yield trainer.loop.dataset.__getitems__(items[start : start + size])
+        yield trainer.rows.__getitems__(items[start : start + size])
 
 
 def check(stage: Stage, steps: int) -> dict[str, Any]:

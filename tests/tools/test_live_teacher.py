@@ -160,7 +160,7 @@ def test_steps_are_the_same_rows_and_the_first_losses_agree(trained: Callable[..
         rows[live] = list(trainer.sampler)[:16]
         if live:
             trainer.live = stage.teacher()
-        inputs = trainer._prepare_inputs(trainer.loop.dataset.__getitems__(rows[live][:8]))
+        inputs = trainer._prepare_inputs(trainer.rows.__getitems__(rows[live][:8]))
         trainer.model.eval()
         loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(8))
         losses[live] = loss.item()

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, browse
-from run_folder import METHODS, make_run
 
+from tests.support.browser import Browser, browse
+from tests.support.run_folder import METHODS, make_run
 from trainer.report.page import write_report
 
 DESK, PHONE = (1280, 900), (390, 844)

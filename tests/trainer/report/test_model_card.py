@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from run_folder import CHECKPOINTS, make_run, write_json
 
 from cache_builder.errors import MissingError
+from tests.support.run_folder import CHECKPOINTS, make_run, write_json
 from trainer.report.model_card import table_cell, write_model_card, write_model_cards
 from trainer.report.run.run_reader import read_run
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tomli_w
 from rich.console import Console
-from run_folder import CHECKPOINTS, METHODS, SEQUENCES, TASKS, make_run, write_losses
 
 from cache_builder.build.costs import CostNote
 from cache_builder.errors import MissingError
+from tests.support.run_folder import CHECKPOINTS, METHODS, SEQUENCES, TASKS, make_run, write_losses
 from trainer.report.page import number, results_table, slugify, write_report
 from trainer.report.results import difference, holm, result_table
 from trainer.report.run.run_reader import Evaluation, Run, TaskResult, read_run
