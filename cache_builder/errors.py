@@ -54,3 +54,8 @@ class WorkerLostError(UserError, ChildProcessError):
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on: a non-finite loss, or an option that the method cannot honour."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

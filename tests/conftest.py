@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
-from cache_builder.models.loading import train_tokenizer
+from cache_builder.data.tokenizer import train_tokenizer
 from tests.support.caches import Teaching, make_teaching
 from tests.support.object_store import s3_bucket
 from tests.support.toys import DROPOUT, color_examples, load_toy, write_toy

@@ -30,11 +30,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cache_builder.build.audit import dense_target
 from cache_builder.capture.capture import capture
 from cache_builder.data.batching import collate
+from cache_builder.data.tokenizer import train_tokenizer
 from cache_builder.format.manifest import TargetOptions
 from cache_builder.format.records import RecordLayout, Targets, decode_records, encode_records
 from cache_builder.format.zarr_shards import ArraySpec, encode_shard
 from cache_builder.models.lm_head import hidden_states_at, project
-from cache_builder.models.loading import train_tokenizer
 from cache_builder.targets.sparse import SparseTargets, tail_uniforms
 
 matplotlib.use("Agg")

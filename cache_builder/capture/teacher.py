@@ -14,12 +14,13 @@ from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, pr
 from cache_builder.capture.losses import NumberedSequences, corpus_losses
 from cache_builder.config import CacheExperiment
 from cache_builder.data.batching import Batch, collate, plan_batches
+from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
 from cache_builder.format.records import Targets, quantise
 from cache_builder.models.adapters import SharedBase, adapter_at
 from cache_builder.models.lm_head import read_head
-from cache_builder.models.loading import check_vocabulary, load_model, resolve, weights_fingerprint
+from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
 from cache_builder.models.placement import describe_dtype, place
 from cache_builder.models.tensor_parallel import load_divided
 from cache_builder.targets.sparse import tail_uniforms

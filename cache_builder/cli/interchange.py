@@ -59,11 +59,11 @@ def import_command(
     chat_template: str | None,
 ) -> None:
     """Read another program's top-k targets, SOURCE, as a cache of one checkpoint; continue where it was stopped."""
+    from cache_builder.data.tokenizer import load_tokenizer
     from cache_builder.interchange.axolotl import AxolotlSource
     from cache_builder.interchange.check import Source
     from cache_builder.interchange.distillkit import DistillKitSource
     from cache_builder.interchange.importing import import_cache
-    from cache_builder.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)
     rows: Source

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.config import CacheExperiment, expand
 from cache_builder.data.corpus import Corpus, build_corpus
 from cache_builder.data.examples import Split, load_splits
-from cache_builder.models.loading import load_tokenizer, train_tokenizer
+from cache_builder.data.tokenizer import load_tokenizer, train_tokenizer
 from cache_builder.steps import finish_stage, stage_result
 from cache_builder.storage.locks import folder_lock
 

@@ -1,4 +1,4 @@
 """Models by folder or hub id: loading, placement, adapters, tensor parallelism, the head as a matmul.
 
-Imports `data` for the tokenizer's size, and the root files.
+Imports `data` for where tokenizers and models lie, and the root files.
 """

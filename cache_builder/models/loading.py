@@ -1,88 +1,25 @@
-"""Models and tokenizers, from a folder, a hub id `owner/name[@revision]`, or a folder with only `config.json`.
+"""Models from a folder, a hub id `owner/name[@revision]`, or a folder with only `config.json`.
 
 Only safetensors weights are read. Vocabulary size means `len(tokenizer)` everywhere: a head may be padded to more rows.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cache_builder.config import ModelConfig, TeacherConfig, expand
-from cache_builder.errors import ConfigError, MissingError, ModelError
+from cache_builder.config import ModelConfig, TeacherConfig
+from cache_builder.data.tokenizer import resolve
+from cache_builder.errors import ConfigError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at, put_in
 from cache_builder.models.placement import loading_options
 
-EOS_TOKEN = "<|end|>"
-PAD_TOKEN = "<|pad|>"
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
-
-
-def resolve(location: str) -> tuple[str, str | None]:
-    """Split a model's location into (folder or hub id, revision).
-
-    Raises:
-        MissingError: it looks like a folder and there is none.
-    """
-    location = expand(location)
-    if Path(location).is_dir():
-        return location, None
-    name, _, revision = location.partition("@")
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise MissingError(f"model {location!r}: no such folder, and not a hub id of the form owner/name[@revision]")
-    return name, revision or None
-
-
-def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer; where it has no pad token, eos stands in (padding is masked by length, never by id).
-
-    Raises:
-        MissingError: there is none at `location`.
-        ModelError: it is not a fast tokenizer, or has neither pad nor eos.
-    """
-    name, revision = resolve(location)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise MissingError(f"tokenizer {location!r} could not be loaded: {_first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"tokenizer {location!r} has no fast version (tokenizer.json); convert it first")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(f"tokenizer {location!r} has neither a pad nor an eos token; name one of them")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer on `texts`, save it to `folder` and return it."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS_TOKEN, PAD_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def load_model(config: ModelConfig, seed: int, location: str | None = None, **parallel: Any) -> PreTrainedModel:
@@ -117,15 +54,15 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
         }
         return AutoModelForCausalLM.from_pretrained(name, **options).eval()
     except OSError as error:
-        raise MissingError(f"model {location!r} could not be loaded: {_first_line(error)}") from error
+        raise MissingError(f"model {location!r} could not be loaded: {first_line(error)}") from error
     except (ConfigError, ModelError):
         raise
     except (ValueError, ImportError) as error:
-        raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {_first_line(error)}") from error
+        raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {first_line(error)}") from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
-            f"larger one (teacher.device_map, quantization, tensor_parallel): {_first_line(error)}"
+            f"larger one (teacher.device_map, quantization, tensor_parallel): {first_line(error)}"
         ) from error
 
 
@@ -208,7 +145,3 @@ def _digest(stamps: tuple[tuple[Path, int, int], ...], leave_out: tuple[str, ...
 def _has_only_config(name: str) -> bool:
     folder = Path(name)
     return folder.is_dir() and (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -24,10 +24,11 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cache_builder.config import CacheExperiment, TeacherConfig
+from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ConfigError, ModelError, UserError
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.lm_head import base_of
-from cache_builder.models.loading import load_model, resolve
+from cache_builder.models.loading import load_model
 from cache_builder.models.placement import local_device, quantisation_of
 
 P = ParamSpec("P")

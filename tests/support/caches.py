@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from cache_builder.build.build import build_cache
 from cache_builder.config import CacheExperiment
 from cache_builder.data.corpus import Corpus, build_corpus, open_corpus
-from cache_builder.models.loading import load_tokenizer
+from cache_builder.data.tokenizer import load_tokenizer
 from tests.support.toys import color_examples
 
 SMALL = {

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
+from cache_builder.data.tokenizer import load_tokenizer
 from cache_builder.format.manifest import Layout
 from cache_builder.interchange import importing
 from cache_builder.interchange.distillkit import DistillKitSource
-from cache_builder.models.loading import load_tokenizer
 from tests.support.builders import die_at_fsync
 
 RECOMMENDED = {

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 from cache_builder.data.examples import Example
-from cache_builder.models.loading import train_tokenizer
+from cache_builder.data.tokenizer import train_tokenizer
 from tests.support.paths import ROOT
 from tests.support.toys import color_examples, write_toy
 from trainer.cli import main

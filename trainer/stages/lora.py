@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from cache_builder.config import ModelConfig, Section, TeacherConfig
+from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.models.adapters import adapter_at
-from cache_builder.models.loading import load_model, resolve
+from cache_builder.models.loading import load_model
 
 
 class LoraSection(Section):

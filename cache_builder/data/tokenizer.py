@@ -1,0 +1,70 @@
+"""Tokenizers, from a folder or a hub id `owner/name[@revision]`, or trained on a domain's own texts.
+
+location ─▶ resolve ─▶ (folder or hub id, revision) ─▶ a fast tokenizer that has a pad token
+texts    ─▶ byte-level BPE ─▶ tokenizer.json ─▶ the same
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cache_builder.config import expand
+from cache_builder.errors import MissingError, ModelError, first_line
+
+EOS_TOKEN = "<|end|>"
+PAD_TOKEN = "<|pad|>"
+
+
+def resolve(location: str) -> tuple[str, str | None]:
+    """Split a model's location into (folder or hub id, revision).
+
+    Raises:
+        MissingError: it looks like a folder and there is none.
+    """
+    location = expand(location)
+    if Path(location).is_dir():
+        return location, None
+    name, _, revision = location.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise MissingError(f"model {location!r}: no such folder, and not a hub id of the form owner/name[@revision]")
+    return name, revision or None
+
+
+def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer; where it has no pad token, eos stands in (padding is masked by length, never by id).
+
+    Raises:
+        MissingError: there is none at `location`.
+        ModelError: it is not a fast tokenizer, or has neither pad nor eos.
+    """
+    name, revision = resolve(location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"tokenizer {location!r} could not be loaded: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"tokenizer {location!r} has no fast version (tokenizer.json); convert it first")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"tokenizer {location!r} has neither a pad nor an eos token; name one of them")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer on `texts`, save it to `folder` and return it."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, PAD_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
