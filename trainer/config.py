@@ -103,6 +103,10 @@ class TrainingConfig(Section):
         """Sequences of one optimizer step, over all processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * process_count()
 
+    def steps(self, sequences: int, epochs: int) -> int:
+        """Return the optimizer steps of so many epochs, with as many processes as there are now."""
+        return -(-sequences * epochs // self.sequences_per_step)
+
     @property
     def other_arguments(self) -> dict[str, Any]:
         """The fields of TrainingArguments given beyond those named here."""

@@ -317,11 +317,6 @@ class SequenceTrainer(Trainer):
             self.step_loss = self.step_loss + sums[0]
 
 
-def steps_of(config: TrainingConfig, sequences: int, epochs: int) -> int:
-    """Return the optimizer steps of so many epochs, with as many processes as there are now."""
-    return -(-sequences * epochs // config.sequences_per_step)
-
-
 def _arguments(settings: LoopSettings) -> TrainingArguments:
     config = settings.config
     return TrainingArguments(

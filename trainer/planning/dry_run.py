@@ -9,7 +9,6 @@ from rich.text import Text
 
 from cache_builder.format.size import record_bytes
 from trainer.config import Experiment
-from trainer.loop.trainer import steps_of
 from trainer.planning.units import format_bytes
 from trainer.planning.workload import CorpusSize, corpus_size
 
@@ -28,7 +27,7 @@ def describe_plan(experiment: Experiment, corpus: CorpusSize | None = None) -> T
         f"{sequences:,} sequences, {positions:,} positions",
     )
     if isinstance(checkpoints, int):
-        steps = steps_of(experiment.sft.teacher, sequences, experiment.sft.teacher.num_train_epochs)
+        steps = experiment.sft.teacher.steps(sequences, experiment.sft.teacher.num_train_epochs)
         table.add_row("sft teacher", experiment.teacher.model, f"{steps:,} steps, {count} checkpoints kept")
     else:
         table.add_row("teacher", experiment.teacher.model, f"{count} given checkpoints")
@@ -39,10 +38,10 @@ def describe_plan(experiment: Experiment, corpus: CorpusSize | None = None) -> T
         f"{count} × {positions:,} positions, at most {format_bytes(count * positions * per_position)} "
         f"({per_position} B a position, before compression)",
     )
-    steps = steps_of(experiment.sft.student, sequences, experiment.sft.student.num_train_epochs)
+    steps = experiment.sft.student.steps(sequences, experiment.sft.student.num_train_epochs)
     table.add_row("sft student", experiment.student.model, f"{steps:,} steps")
     table.add_row("losses", "of the student SFT on the training data", f"{sequences:,} sequences")
-    stage_steps = steps_of(distill, sequences, distill.epochs_per_stage)
+    stage_steps = distill.steps(sequences, distill.epochs_per_stage)
     students = len(distill.methods) * len(distill.seeds)
     table.add_row(
         "distill",

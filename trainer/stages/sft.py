@@ -17,7 +17,7 @@ from cache_builder.steps import finish_stage, stage_result, write_json
 from trainer.config import Experiment
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
-from trainer.loop.trainer import LoopSettings, SequenceTrainer, steps_of
+from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.stages.lora import load_student, merge_saved
 
 ORDER_CHUNK_POSITIONS = 4096
@@ -60,7 +60,7 @@ def fine_tune(
     check_vocabulary(model, prepared.tokenizer, model_config.model)
     corpus = prepared.train
     sequences = len(corpus) if rows is None else len(rows)
-    total_steps = steps_of(config, sequences, config.num_train_epochs)
+    total_steps = config.steps(sequences, config.num_train_epochs)
     if keep > total_steps:
         raise ConfigError(
             f"teacher.checkpoints = {keep}, but fine-tuning on {sequences} sequences has only {total_steps} steps; "
