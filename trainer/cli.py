@@ -141,11 +141,11 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
     from cache_builder.cache.reader import open_cache
     from cache_builder.data.prepare import Prepared
-    from trainer.evaluation.evaluate_run import evaluate_models
+    from trainer.evaluation.evaluate_run import evaluate_run
     from trainer.report.page import results_table
 
     experiment = load(config, overrides)
-    evaluate_models(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
+    evaluate_run(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
     if is_main_process():
         console.print(results_table(experiment.output_dir))
 

@@ -15,7 +15,7 @@ from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
 from trainer.config import Experiment
-from trainer.evaluation.evaluate_run import evaluate_models
+from trainer.evaluation.evaluate_run import evaluate_run
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, wait_for_all
 from trainer.report.page import results_table, write_report
@@ -60,7 +60,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
             console.rule(f"distill: {method}, seed {seed}")
             distill(experiment, method, seed, cache, prepared)
     console.rule("evaluate")
-    evaluate_models(experiment, prepared, cache, console)
+    evaluate_run(experiment, prepared, cache, console)
     console.rule("report")
     on_main_process(lambda: _report(experiment.output_dir, console))
 

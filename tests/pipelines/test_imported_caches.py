@@ -23,7 +23,7 @@ from cache_builder.interchange.importing import import_cache
 from tests.support import foreign_rows
 from tests.support.toys import without_dropout
 from trainer.config import Experiment
-from trainer.evaluation.evaluate_run import judged_models
+from trainer.evaluation.evaluate_run import models_of
 from trainer.loop.dataset import CachedRows
 from trainer.report.page import write_report
 from trainer.report.run.run_reader import read_run
@@ -203,7 +203,7 @@ def test_what_an_imported_cache_lacks_is_refused_by_method_and_the_rest_is_train
         write_crossfit_losses(experiment, prepared, cache)
     for method in ("cd", "sft"):
         assert (distill(experiment, method, 0, cache, prepared) / "last" / "model.safetensors").is_file()
-    assert "teacher" not in [judged.name for judged in judged_models(experiment, cache)]
+    assert "teacher" not in [one.name for one in models_of(experiment, cache)]
 
 
 def test_with_the_tail_and_every_true_token_known_every_divergence_and_weighting_works(

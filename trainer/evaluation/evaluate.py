@@ -42,7 +42,7 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
-class Judged:
+class TaskOutputs:
     """One task's rows with what became of them."""
 
     task: Task
@@ -114,13 +114,15 @@ def evaluate_model(
     )
     with bar:
         row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))
-        judged = [
-            _judge(model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows))
+        evaluated = [
+            _evaluate_task(
+                model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows)
+            )
             for name, rows in by_task.items()
             if rows
         ]
     model.train(was_training)
-    seconds = sum(part.outputs.seconds for part in judged)
+    seconds = sum(part.outputs.seconds for part in evaluated)
     result = {
         "model": model_name,
         "method": method,
@@ -130,7 +132,7 @@ def evaluate_model(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "seconds": seconds,
-        "tokens_per_second": sum(part.outputs.tokens for part in judged) / seconds if seconds else 0.0,
+        "tokens_per_second": sum(part.outputs.tokens for part in evaluated) / seconds if seconds else 0.0,
         "tasks": {
             part.task.name: {
                 "rows": len(part.examples),
@@ -138,12 +140,12 @@ def evaluate_model(
                 "primary": part.task.metrics[0],
                 "metrics": part.metrics(settings.bootstrap_samples),
             }
-            for part in judged
+            for part in evaluated
         },
     }
     folder = Path(output_dir) / "evaluate" / model_name
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) for part in judged for row in part.predictions()]
+    lines = [json.dumps(row, ensure_ascii=False) for part in evaluated for row in part.predictions()]
     (folder / "metrics.json").unlink(missing_ok=True)
     _write(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     _write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -167,7 +169,7 @@ def score(
     return {"value": value, "low": low, "high": high}
 
 
-def _judge(
+def _evaluate_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -175,7 +177,7 @@ def _judge(
     settings: EvaluateConfig,
     text: TextConfig,
     advance: Callable[[int], None],
-) -> Judged:
+) -> TaskOutputs:
     gold = [task.gold(example) for example in examples]
     max_new_tokens = task.max_new_tokens or settings.max_new_tokens
     prompt_tokens = _prompt_limit(model, text.max_length, max_new_tokens)
@@ -203,7 +205,7 @@ def _judge(
             advance=advance,
         )
         parsed = [task.read(output, example) for output, example in zip(outputs.texts, examples, strict=True)]
-    return Judged(task, examples, [str(tokenizer.decode(ids)) for ids in prompts], outputs, parsed, gold)
+    return TaskOutputs(task, examples, [str(tokenizer.decode(ids)) for ids in prompts], outputs, parsed, gold)
 
 
 def _prompt_limit(model: PreTrainedModel, max_length: int, max_new_tokens: int) -> int:

@@ -26,7 +26,7 @@ from trainer.stages.student_losses import load_on_device, student_sft_folder
 
 
 @dataclass(frozen=True)
-class JudgedModel:
+class RunModel:
     """One model to evaluate; `name` is its folder below evaluate/."""
 
     name: str
@@ -36,38 +36,38 @@ class JudgedModel:
     which: str | None = None
 
 
-def judged_models(experiment: Experiment, cache: Cache) -> Iterator[JudgedModel]:
+def models_of(experiment: Experiment, cache: Cache) -> Iterator[RunModel]:
     """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student.
 
-    The teacher of an imported cache is not there to be judged.
+    The teacher of an imported cache is not there to be one.
     """
     if cache.manifest.imported is None:
         held_out = {name: cache.held_out(name) for name in cache.checkpoints}
         best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
-        yield JudgedModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
-    yield JudgedModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
+        yield RunModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
+    yield RunModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
     for method in experiment.distill.methods:
         for seed in experiment.distill.seeds:
             folder = experiment.output_dir / "distill" / method / f"seed-{seed}"
             for which in ("best", "last") if (folder / STAGE_FILE).is_file() else ():
                 model = _at(experiment.student, str(folder / which))
-                yield JudgedModel(f"{method}/seed-{seed}/{which}", model, method, seed, which)
+                yield RunModel(f"{method}/seed-{seed}/{which}", model, method, seed, which)
 
 
-def evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
+def evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
     """Evaluate each model on the test examples, unless that was done for the same weights and settings.
 
     Every distilled student's folder gets a card that says what it is and how it scored.
     """
-    on_main_process(lambda: _evaluate_models(experiment, prepared, cache, console))
+    on_main_process(lambda: _evaluate_run(experiment, prepared, cache, console))
 
 
-def _evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
+def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
     tasks = resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     known: dict[str, str] = {}
-    for judged in judged_models(experiment, cache):
-        folder = experiment.output_dir / "evaluate" / judged.name
-        weights = weights_fingerprint(judged.model.model, experiment.run.seed)
+    for one in models_of(experiment, cache):
+        folder = experiment.output_dir / "evaluate" / one.name
+        weights = weights_fingerprint(one.model.model, experiment.run.seed)
         inputs = {
             "weights": weights,
             "evaluate": experiment.evaluate.model_dump(),
@@ -79,33 +79,33 @@ def _evaluate_models(experiment: Experiment, prepared: Prepared, cache: Cache, c
         if not (done.is_file() and json.loads(done.read_text()) == inputs):
             done.unlink(missing_ok=True)
             if weights in known:  # the best student is often the last one
-                _copy(experiment, known[weights], judged)
+                _copy(experiment, known[weights], one)
             else:
                 evaluate_model(
-                    load_on_device(judged.model, experiment.run.seed),
+                    load_on_device(one.model, experiment.run.seed),
                     prepared.tokenizer,
                     prepared.examples["test"],
                     tasks,
                     experiment.evaluate,
                     experiment.output_dir,
-                    judged.name,
+                    one.name,
                     text=experiment.text,
-                    method=judged.method,
-                    seed=judged.seed,
-                    which=judged.which,
+                    method=one.method,
+                    seed=one.seed,
+                    which=one.which,
                     console=console,
                 )
             write_json(done, inputs)
-        known[weights] = judged.name
+        known[weights] = one.name
     write_model_cards(experiment.output_dir)
 
 
-def _copy(experiment: Experiment, name: str, judged: JudgedModel) -> None:
-    source, folder = (experiment.output_dir / "evaluate" / each for each in (name, judged.name))
+def _copy(experiment: Experiment, name: str, one: RunModel) -> None:
+    source, folder = (experiment.output_dir / "evaluate" / each for each in (name, one.name))
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "predictions.jsonl", folder / "predictions.jsonl")
     metrics = json.loads((source / "metrics.json").read_text())
-    names = {"model": judged.name, "method": judged.method, "seed": judged.seed, "which": judged.which}
+    names = {"model": one.name, "method": one.method, "seed": one.seed, "which": one.which}
     write_json(folder / "metrics.json", {**metrics, **names})
 
 
