@@ -80,9 +80,9 @@ class DataConfig(Section):
     rows: dict[str, RowsConfig] = {}
     """For `rows`: a section `[data.rows.NAME]` for each task."""
     train_examples: int | None = Field(None, gt=0)
-    """Use only this many training examples (the demo: generate this many)."""
+    """Use only this many training examples, a random part by `run.seed` (the demo: generate this many)."""
     test_examples: int | None = Field(None, gt=0)
-    """Use only this many test examples (the demo: generate this many)."""
+    """Use only this many test examples, a random part by `run.seed` (the demo: generate this many)."""
 
 
 class TextConfig(Section):

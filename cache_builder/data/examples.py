@@ -58,7 +58,7 @@ def load_splits(config: DataConfig, seed: int) -> dict[str, Split]:
         MissingError: a file or folder is not there.
     """
     if config.source == "files":
-        splits = _load_files(config)
+        splits = _load_files(config, seed)
     else:
         splits = dict(importlib.import_module(SOURCES[config.source]).load(config, seed))
     if not len(splits["train"]):
@@ -149,7 +149,14 @@ class FileRows(Sequence[Example]):
         return normalize(self.dataset[index], f"{self.name}-{index}", f"{self.name}, row {index}")
 
 
-def _load_files(config: DataConfig) -> dict[str, Split]:
+def random_part(split: Split, limit: int | None, seed: int) -> Split:
+    """Return `limit` examples by the seed, in their order: the first ones of a file sorted by label have few labels."""
+    if limit is None or limit >= len(split):
+        return split
+    return Subset(split, np.sort(np.random.default_rng([seed, 0x11317]).permutation(len(split))[:limit]))
+
+
+def _load_files(config: DataConfig, seed: int) -> dict[str, Split]:
     if config.train is None:
         raise DataError('data.train is not given; name a file or a hub id, or choose a source such as "demo"')
     splits: dict[str, Split] = {}
@@ -157,7 +164,7 @@ def _load_files(config: DataConfig) -> dict[str, Split]:
     for split, limit in limits.items():
         location = getattr(config, split)
         rows: Split = FileRows(open_table(expand(location), f"data.{split}", split), split) if location else []
-        splits[split] = rows[:limit] if limit is not None else rows
+        splits[split] = random_part(rows, limit, seed)
     return splits
 
 

@@ -60,8 +60,11 @@ def _data_inputs(experiment: CacheExperiment) -> dict[str, Any]:
     locations = [data.get(name) for name in SPLITS]
     locations += [rows.get(name) for rows in data.get("rows", {}).values() for name in SPLITS]
     files = [Path(expand(location)) for location in locations if location]
-    return {
+    inputs = {
         "data": data,
         "seed": experiment.run.seed,
         "file_bytes": {str(path): path.stat().st_size for path in files if path.is_file()},
     }
+    if experiment.data.source == "files" and experiment.data.train_examples is not None:
+        inputs["train_examples_taken"] = "at random by run.seed"  # a corpus without this key has a file's first rows
+    return inputs

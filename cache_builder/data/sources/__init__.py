@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cache_builder.config import DataConfig, expand
-from cache_builder.data.examples import Example, Message
+from cache_builder.data.examples import Example, Message, random_part
 from cache_builder.errors import ConfigError, DataError, MissingError
 
 
@@ -99,7 +97,5 @@ def turns(prompt: str, answer: str, system: str | None = None) -> list[Message]:
 def limited(splits: dict[str, list[Example]], config: DataConfig, seed: int) -> dict[str, list[Example]]:
     """Keep a random part of the training and test examples, where the config limits them, in their order."""
     for split, limit in (("train", config.train_examples), ("test", config.test_examples)):
-        if limit is not None and limit < len(splits[split]):
-            kept = np.random.default_rng([seed, 0x11317]).permutation(len(splits[split]))[:limit]
-            splits[split] = [splits[split][row] for row in sorted(kept.tolist())]
+        splits[split] = list(random_part(splits[split], limit, seed))
     return splits

@@ -10,7 +10,9 @@ import pytest
 
 from cache_builder.config import DataConfig
 from cache_builder.data.examples import load_splits, normalize
-from cache_builder.errors import DataError, MissingError
+from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheMismatchError, DataError, MissingError
+from tests.support.toys import load_toy, write_toy
 
 MESSAGES = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "green"}]
 
@@ -104,3 +106,32 @@ def test_a_file_that_is_not_what_its_name_says_is_refused_by_name(tmp_path: Path
 def test_a_path_with_an_unset_variable_says_so() -> None:
     with pytest.raises(ValueError, match="environment variable"):
         load_splits(DataConfig(train="$FOOTSTEPS_UNSET/train.jsonl"), 0)
+
+
+def test_a_limited_file_gives_a_random_part_by_the_seed_in_its_order(tmp_path: Path) -> None:
+    rows = [{"id": f"{index:03d}", "task": f"intent-{index // 10}", "messages": MESSAGES} for index in range(200)]
+    path = write_jsonl(tmp_path / "sorted.jsonl", rows)
+    config = DataConfig(train=path, test=path, train_examples=40, test_examples=40, validation_fraction=0)
+    splits, again, other = (load_splits(config, seed) for seed in (1, 1, 2))
+    for split in ("train", "test"):
+        ids = [example["id"] for example in splits[split]]
+        assert len(set(ids)) == 40 and ids == sorted(ids)
+        assert len({example["task"] for example in splits[split]}) >= 12, "the first 40 rows are of 4 intents"
+        assert ids == [example["id"] for example in again[split]] != [example["id"] for example in other[split]]
+    whole = load_splits(config.model_copy(update={"train_examples": 500}), 1)["train"]
+    assert [example["id"] for example in whole] == [row["id"] for row in rows]
+
+
+def test_a_corpus_of_a_file_s_first_rows_is_refused_by_name(tmp_path: Path) -> None:
+    experiment = load_toy(write_toy(tmp_path), "data.train_examples=40")
+    inputs = Prepared(experiment).train.folder / "inputs.json"
+    recorded = json.loads(inputs.read_text())
+    assert recorded.pop("train_examples_taken") == "at random by run.seed"
+    inputs.write_text(json.dumps(recorded))
+    with pytest.raises(CacheMismatchError, match=r"corpus/train was made from other.*\n  train_examples_taken: it has"):
+        Prepared(experiment)
+
+
+def test_a_corpus_of_whole_files_has_the_inputs_that_it_had_before(tmp_path: Path) -> None:
+    inputs = Prepared(load_toy(write_toy(tmp_path))).train.folder / "inputs.json"
+    assert "train_examples_taken" not in json.loads(inputs.read_text())
