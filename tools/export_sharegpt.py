@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from cache_builder.cli.options import takes_config
 from cache_builder.config import load_experiment
 from cache_builder.data.examples import Example, load_splits
 from cache_builder.errors import UserError
@@ -44,10 +45,9 @@ def export(examples: Iterable[Example], folder: Path) -> dict[str, int]:
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@takes_config
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
 @click.option("--split", "splits", type=click.Choice(["train", "validation", "test"]), multiple=True, default=["train"])
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
 def main(config: Path, output: Path, splits: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Export the examples of CONFIG."""
     try:

@@ -4,14 +4,15 @@ A user's mistake is one message and exit code 2; a bug keeps its traceback. What
 that `--help` does not wait for torch.
 """
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from cache_builder.cli.build import cache as cache_commands
+from cache_builder.cli.cache import cache as cache_commands
+from cache_builder.cli.options import takes_config
 from cache_builder.errors import ConfigError, UserError
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from trainer.config import Experiment
 
 console = Console(quiet=not is_main_process())
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What keeps transformers' bars and warnings out of ours; read when it is imported, which most commands need not do."""
+
+
+def experiment_schema() -> "type[Experiment]":
+    """Return what a config is read into; the commands of `footsteps cache` ask for it."""
+    from trainer.config import Experiment
+
+    return Experiment
 
 
 class Commands(click.Group):
@@ -32,14 +43,6 @@ class Commands(click.Group):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(error, err=True)
             context.exit(2)
-
-
-def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the CONFIG argument and the `--set` option."""
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
-    )(command)
-    return click.argument("config", type=click.Path(path_type=Path))(command)
 
 
 def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":
@@ -57,13 +60,9 @@ def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":
 @click.pass_context
 def main(context: click.Context) -> None:
     """Distil a fine-tuned teacher into a smaller student, without the teacher in memory."""
-    import transformers
-
-    from trainer.config import Experiment
-
-    context.obj = Experiment
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    context.obj = experiment_schema
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 @main.command()

@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from cache_builder.cli.options import cache_url, takes_cache
 from cache_builder.errors import ConfigError
 
 checkpoint_option = click.option(
@@ -18,26 +19,21 @@ jobs_option = click.option(
 
 
 @click.command()
-@click.argument("cache_or_config", type=click.Path())
+@takes_cache
 @click.argument("destination")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG; repeatable."
-)
 @checkpoint_option
 @jobs_option
 @click.pass_context
 def push(
     context: click.Context,
-    cache_or_config: str,
+    config_or_cache: str,
     destination: str,
     overrides: tuple[str, ...],
     checkpoints: tuple[str, ...],
     jobs: int,
 ) -> None:
     """Copy a cache, with a card, to hf://datasets/OWNER/NAME, an fsspec URL or a folder; continue where it stopped."""
-    from cache_builder.cli.build import cache_url
-
-    bring(cache_url(context, cache_or_config, overrides), destination, checkpoints, jobs, card=True)
+    bring(cache_url(context, config_or_cache, overrides), destination, checkpoints, jobs, card=True)
 
 
 @click.command()

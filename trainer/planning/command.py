@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from cache_builder.cli.options import set_option
 from cache_builder.errors import ConfigError
 from trainer.planning.hardware import GPUS, Hardware, parse_field
 
@@ -42,7 +43,7 @@ def hardware_options(command: Any) -> Any:
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+@set_option
 @click.option("--teacher", metavar="SIZE", help="A folder, a config.json, or parameters such as 8B.")
 @click.option("--student", metavar="SIZE", help="As --teacher.")
 @click.option("--positions", metavar="N", help="Completion tokens of the corpus; the config's data unless given.")

@@ -24,7 +24,7 @@ from cache_builder.build.ray_actor import Actor
 from cache_builder.build.ray_scheduler import RayOptions, ray_engine
 from cache_builder.build.work_units import Work, choose_next, units_of
 from cache_builder.build.worker import Worker
-from cache_builder.cli.build import cache as cache_command
+from cache_builder.cli.cache import cache as cache_command
 from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
 from tests.support.caches import Teaching, files_of

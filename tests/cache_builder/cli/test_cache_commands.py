@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.cache.reader import open_cache
-from cache_builder.cli.build import cache as cache_command
+from cache_builder.cli.cache import cache as cache_command
 from cache_builder.errors import CacheDamagedError, CacheMismatchError, ConfigError, MissingError, UserError
 from tests.conftest import color_examples
 from tests.support.caches import SMALL, Teaching, files_of, make_teaching

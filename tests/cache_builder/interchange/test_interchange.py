@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from cache_builder.build.audit import audit_cache
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.cache.verify import verify_cache
-from cache_builder.cli.build import cache as cache_command
+from cache_builder.cli.cache import cache as cache_command
 from cache_builder.errors import CacheMismatchError, ConfigError, DataError, MissingError
 from cache_builder.interchange.axolotl import AxolotlSource
 from cache_builder.interchange.check import Reading

@@ -97,7 +97,7 @@ def test_a_build_finds_a_complete_cache_there_and_adds_nothing(
 
 def test_a_push_killed_between_uploads_sends_none_of_them_again(hub: Hub, source: Path) -> None:
     program = "import sys; from cache_builder.storage import hub; hub.BATCH_FILES = hub.COMMIT_FILES = 4\n"
-    program += "from cache_builder.cli.build import cache; cache(sys.argv[1:])"
+    program += "from cache_builder.cli.cache import cache; cache(sys.argv[1:])"
     command = [sys.executable, "-c", program, "push", str(source), PLACE]
     pushing: list[subprocess.Popen[bytes]] = []
     hub.on_put = lambda count: pushing[0].send_signal(signal.SIGKILL) if count == 13 else None

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
-from cache_builder.cli.build import cache as cache_command
+from cache_builder.cli.cache import cache as cache_command
 from cache_builder.errors import (
     CacheBusyError,
     CacheDamagedError,
@@ -110,7 +110,7 @@ def test_a_cache_pushed_and_pulled_again_has_the_same_bytes(
 
 def test_a_push_to_s3_whose_process_is_killed_goes_on_where_it_was(source: Path, bucket: str, tmp_path: Path) -> None:
     place, store, n = f"{bucket}/killed", RemoteStore(f"{bucket}/killed"), data_files(source)
-    program = "import sys; from cache_builder.cli.build import cache; cache(sys.argv[1:])"
+    program = "import sys; from cache_builder.cli.cache import cache; cache(sys.argv[1:])"
     command = [sys.executable, "-c", program, "push", str(source), place, "--jobs", "1"]
     pushing = subprocess.Popen(command, cwd=paths.ROOT)
     while len(store.sizes("")) < 12:

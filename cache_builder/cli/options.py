@@ -1,0 +1,43 @@
+"""The arguments that commands share, and how they become an experiment or a cache's place.
+
+    CONFIG [--set …]             takes_config   → config, overrides
+    CACHE_OR_CONFIG [--set …]    takes_cache    → config_or_cache, overrides
+
+A command that runs under `footsteps` reads a config with the whole experiment's schema, which `context.obj` returns;
+by itself, with what the cache needs of it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_builder.config import CacheExperiment, load_experiment
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."
+)
+
+
+def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the CONFIG argument and the `--set` option."""
+    return click.argument("config", type=click.Path(path_type=Path))(set_option(command))
+
+
+def takes_cache(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument that is a cache or the config it was built from, and the `--set` option for the latter."""
+    return click.argument("config_or_cache", type=click.Path(), metavar="CACHE_OR_CONFIG")(set_option(command))
+
+
+def read_experiment(context: click.Context, config: str | Path, overrides: tuple[str, ...]) -> CacheExperiment:
+    """Read CONFIG with the schema of the command line that this command belongs to."""
+    schema = CacheExperiment if context.obj is None else context.obj()
+    return load_experiment(schema, config, overrides)
+
+
+def cache_url(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> str:
+    """Return where a cache is: a TOML file stands for its experiment's, anything else is its own folder or URL."""
+    if Path(config_or_cache).is_file() or config_or_cache.endswith(".toml"):
+        return read_experiment(context, config_or_cache, overrides).cache_url
+    return config_or_cache
