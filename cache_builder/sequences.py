@@ -1,8 +1,14 @@
-"""The examples' ids by row, read when asked for; where from is a subclass's to say."""
+"""Sequences by row, wherever they lie: a tokenised corpus and a cache's own copy of it are both read through these.
+
+Sequences            token_offsets [n+1], sequence(row) ─▶ token ids, completion mask
+  NumberedSequences  position_offsets [n+1], sample_ids
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import overload
+from typing import Protocol, overload
+
+import numpy as np
 
 
 class SampleIds(Sequence[str]):
@@ -20,3 +26,28 @@ class SampleIds(Sequence[str]):
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
         return self.read(range(len(self))[index]).decode()
+
+
+class Sequences(Protocol):
+    """Sequences by row."""
+
+    token_offsets: np.ndarray
+    """i64 [n+1], where each row's tokens begin, and the end."""
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
+
+
+class NumberedSequences(Sequences, Protocol):
+    """Sequences whose positions are numbered through all rows."""
+
+    position_offsets: np.ndarray
+    """i64 [n+1], where each row's positions begin, and the end."""
+
+    @property
+    def sample_ids(self) -> SampleIds: ...
+
+    @property
+    def n_positions(self) -> int: ...
+
+    def __len__(self) -> int: ...

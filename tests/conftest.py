@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.build.build import build_cache, teacher_checkpoints
@@ -21,6 +22,9 @@ from tests.support.toys import DROPOUT, color_examples, load_toy, write_toy
 from trainer.config import Experiment
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.student_losses import write_student_losses
+
+settings.register_profile("footsteps", deadline=None, database=None)  # how long an example takes is no test
+settings.load_profile("footsteps")
 
 
 @pytest.fixture(scope="session")

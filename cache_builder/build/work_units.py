@@ -73,14 +73,6 @@ def choose_next(units: Sequence[str], loaded: str | None, others: Iterable[str |
     return units.index(chosen)
 
 
-def rows_between(position_offsets: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Return the rows that have a position in [start, end), rising."""
-    first = int(np.searchsorted(position_offsets, start, side="right")) - 1
-    last = int(np.searchsorted(position_offsets, end, side="left"))
-    rows = np.arange(first, last)
-    return rows[position_offsets[rows + 1] > position_offsets[rows]]
-
-
 def probe_rows(n_sequences: int, count: int, seed: int) -> np.ndarray:
     """Choose the probe's sequences, rising i64."""
     chosen = np.random.default_rng([seed, 0x9120BE]).choice(n_sequences, min(count, n_sequences), replace=False)

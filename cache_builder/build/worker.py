@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.build.work_units import Work, probe_rows
 from cache_builder.cache.reader import open_arrays
 from cache_builder.cache.writer import CheckpointWriter, write_probe
-from cache_builder.capture.losses import NumberedSequences
 from cache_builder.capture.teacher import Teacher, identify
 from cache_builder.config import CacheExperiment
 from cache_builder.format.manifest import (
@@ -27,6 +26,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.format.records import Targets
 from cache_builder.models.adapters import SharedBase
+from cache_builder.sequences import NumberedSequences
 from cache_builder.storage.base import Store
 
 

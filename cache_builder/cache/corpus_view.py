@@ -6,6 +6,7 @@ import numpy as np
 
 from cache_builder.cache.chunk_cache import ChunkMemory, chunks_of_spans
 from cache_builder.format.zarr_shards import ArrayReader
+from cache_builder.positions import spans_of
 from cache_builder.sequences import SampleIds
 
 
@@ -35,12 +36,12 @@ class CachedCorpus:
 
     def chunks_of(self, rows: Iterable[int]) -> list[tuple[ArrayReader, int]]:
         """Return the chunks that hold the tokens and the masks of these rows."""
-        spans = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1])) for row in rows]
+        spans = spans_of(self.token_offsets, rows)
         return [chunk for name in ("tokens", "completion") for chunk in chunks_of_spans(self._arrays[name], spans)]
 
     def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
-        span = [(int(self.token_offsets[row]), int(self.token_offsets[row + 1]))]
+        span = spans_of(self.token_offsets, [row])
         tokens = self._memory.gather(self._arrays["tokens"], span)
         return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
 

@@ -39,6 +39,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, parse_array_metadata
+from cache_builder.positions import groups_of_rows, spans_of
 from cache_builder.storage.base import ARRIVING, LocalStore, Store, open_store
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
@@ -157,8 +158,7 @@ class Cache:
             CacheIncompleteError: the checkpoint is not complete.
             CacheDamagedError: bytes that are needed are missing or not those that were committed.
         """
-        offsets = self.corpus.position_offsets
-        return self.read_spans(name, [(int(offsets[row]), int(offsets[row + 1])) for row in rows])
+        return self.read_spans(name, spans_of(self.corpus.position_offsets, rows))
 
     def read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Targets:
         """Return the targets of global positions [start, end) of each span, one after another."""
@@ -177,14 +177,13 @@ class Cache:
         wanted = self.corpus.chunks_of(rows)
         if name is not None:
             self.checkpoint(name)
-            offsets = self.corpus.position_offsets
-            spans = [(int(offsets[row]), int(offsets[row + 1])) for row in rows]
+            spans = spans_of(self.corpus.position_offsets, rows)
             wanted += chunks_of_spans(self._arrays[name]["records"], spans)
         self._memory.fetch(wanted, FETCH_THREADS)
 
     def row_chunks(self) -> np.ndarray:
         """Return the chunk in which each row's positions begin, i64 [n], for an order that reads whole chunks."""
-        return self.corpus.position_offsets[:-1] // self.manifest.layout.chunk_positions
+        return groups_of_rows(self.corpus.position_offsets, self.manifest.layout.chunk_positions)
 
     @property
     def probe_rows(self) -> np.ndarray:

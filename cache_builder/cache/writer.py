@@ -39,6 +39,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_scalars, encode_records, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
+from cache_builder.positions import sum_rows
 from cache_builder.storage.base import Store
 
 RECORDS = "records"
@@ -254,16 +255,9 @@ class CheckpointWriter:
         start = 0
         for planes in reader.chunks():
             _, gold, _ = decode_scalars(self.layout, planes)
-            end = start + len(gold)
-            first = int(np.searchsorted(position_offsets, start, side="right")) - 1
-            last = int(np.searchsorted(position_offsets, end, side="left"))
-            bounds = np.clip(position_offsets[first : last + 1], start, end) - start
-            unknown = np.isnan(gold)  # in an imported cache
-            running = np.concatenate([[0.0], np.cumsum(-np.where(unknown, 0, gold).astype(np.float64))])
-            loss[first:last] += np.diff(running[bounds])
-            unknown_before = np.concatenate([[0], np.cumsum(unknown)])
-            loss[first:last][np.diff(unknown_before[bounds]) > 0] = np.nan
-            start = end
+            rows, sums = sum_rows(position_offsets, start, -gold)  # NaN where an imported cache does not know gold
+            loss[rows] += sums
+            start += len(gold)
         return loss
 
     def _ledger_entry(self, schema: type[Group], unit: str, sizes: dict[str, int]) -> Group | None:

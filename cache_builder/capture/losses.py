@@ -1,36 +1,13 @@
 """The loss of every sequence of a corpus under one model: −Σ log p(true token) over its positions, nats."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 from rich.progress import track
 
 from cache_builder.capture.capture import sequence_losses
 from cache_builder.data.batching import Batch, collate, plan_batches
-from cache_builder.sequences import SampleIds
-
-
-class Sequences(Protocol):
-    """Sequences by row."""
-
-    token_offsets: np.ndarray
-
-    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-class NumberedSequences(Sequences, Protocol):
-    """What both a tokenised corpus and a cache's own copy of it offer: their positions are numbered."""
-
-    position_offsets: np.ndarray
-
-    @property
-    def sample_ids(self) -> SampleIds: ...
-
-    @property
-    def n_positions(self) -> int: ...
-
-    def __len__(self) -> int: ...
+from cache_builder.sequences import Sequences
 
 
 def corpus_losses(

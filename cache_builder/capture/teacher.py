@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cache_builder.build.work_units import rows_between
 from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
-from cache_builder.capture.losses import NumberedSequences, corpus_losses
+from cache_builder.capture.losses import corpus_losses
 from cache_builder.config import CacheExperiment
 from cache_builder.data.batching import Batch, collate, plan_batches
 from cache_builder.data.tokenizer import resolve
@@ -23,6 +22,8 @@ from cache_builder.models.lm_head import read_head
 from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
 from cache_builder.models.placement import describe_dtype, place
 from cache_builder.models.tensor_parallel import load_divided
+from cache_builder.positions import counts_of, offsets_of, positions_of, rows_between
+from cache_builder.sequences import NumberedSequences
 from cache_builder.targets.sparse import tail_uniforms
 
 Result = TypeVar("Result")
@@ -101,7 +102,7 @@ class Teacher:
             entropy=np.empty(size, np.float32),
         )
         for rows, batch in self._batches(corpus, rows_between(corpus.position_offsets, start, end)):
-            positions = global_positions(corpus, rows)
+            positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)
             positions = positions[inside]
             uniforms = tail_uniforms(options.seed, self.name, positions, s)
@@ -120,22 +121,22 @@ class Teacher:
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
         """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
-        at = _positions_within(corpus, rows)
+        at = offsets_of(counts_of(corpus.position_offsets, rows))
         ids = np.empty((at[-1], min(count, self.vocab_size)), np.uint32)
         for order, batch in self._batches(corpus, rows):
             with naming_the_sequence(self.name, corpus, order):
                 chosen = probe_ids(self.model, batch, self.vocab_size, ids.shape[1])
-            ids[_places(at, rows, order)] = chosen
+            ids[positions_of(at, np.searchsorted(rows, order))] = chosen
         return ids
 
     def probe_logp(
         self, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray, steps_per_nat: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return quantised log-probabilities u16 [M, R] at the probe's ids, and the log of the rest's mass f32 [M]."""
-        at = _positions_within(corpus, rows)
+        at = offsets_of(counts_of(corpus.position_offsets, rows))
         code, log_tail = np.empty(ids_MR.shape, np.uint16), np.empty(len(ids_MR), np.float32)
         for order, batch in self._batches(corpus, rows):
-            places = _places(at, rows, order)
+            places = positions_of(at, np.searchsorted(rows, order))
             with naming_the_sequence(self.name, corpus, order):
                 logp_MR, log_rest = probe_logp(self.model, batch, self.vocab_size, ids_MR[places])
             code[places], log_tail[places] = quantise(logp_MR, steps_per_nat), log_rest
@@ -152,7 +153,7 @@ class Teacher:
         return float(losses.sum() / corpus.n_positions)
 
     def _batches(self, corpus: NumberedSequences, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
-        lengths = corpus.token_offsets[rows + 1] - corpus.token_offsets[rows]
+        lengths = counts_of(corpus.token_offsets, rows)
         for chosen in plan_batches(lengths, self.batch_tokens):
             yield rows[chosen], collate([corpus.sequence(int(row)) for row in rows[chosen]], self.pad_id)
 
@@ -181,12 +182,6 @@ def identify(experiment: CacheExperiment, location: str) -> str:
     return weights_fingerprint(location, experiment.run.seed)
 
 
-def global_positions(corpus: NumberedSequences, rows: np.ndarray) -> np.ndarray:
-    """Return the global index of every position of a batch, in the batch's order."""
-    offsets = corpus.position_offsets
-    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-
-
 def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
     """Return the batch with some of its positions; its sequences stay whole."""
     if inside.all():
@@ -199,15 +194,3 @@ def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
         "label_M": batch["label_M"][keep],
         "sequence_M": batch["sequence_M"][keep],
     }
-
-
-def _positions_within(corpus: NumberedSequences, rows: np.ndarray) -> np.ndarray:
-    """Where the positions of each of `rows` begin, one row after another; the last entry is how many there are."""
-    counts = corpus.position_offsets[rows + 1] - corpus.position_offsets[rows]
-    return np.concatenate([[0], np.cumsum(counts)])
-
-
-def _places(at: np.ndarray, rows: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Where the positions of a batch of rows `order` go, with `at` from `_positions_within(corpus, rows)`."""
-    within = np.searchsorted(rows, order)
-    return np.concatenate([np.arange(at[i], at[i + 1]) for i in within])

@@ -14,6 +14,8 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from cache_builder.positions import is_position
+
 
 class Batch(TypedDict):
     """What a forward pass at positions needs; every tensor is int64."""
@@ -39,7 +41,7 @@ def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
     for row, (tokens, completion) in enumerate(sequences):
         input_ids[row, : len(tokens)] = tokens
         attention_mask[row, : len(tokens)] = 1
-        is_target[row, 1 : len(tokens)] = completion[1:]
+        is_target[row, : len(tokens)] = is_position(completion)
     sequence, token = np.nonzero(is_target)
     return {
         "input_ids": torch.from_numpy(input_ids),

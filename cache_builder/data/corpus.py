@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.data.chat import Encoded, encode, template_fingerprint, tokenizer_fingerprint
 from cache_builder.data.examples import Example
 from cache_builder.errors import DataError
+from cache_builder.positions import is_position
 from cache_builder.sequences import SampleIds
 from cache_builder.steps import finish_stage, finished_result, stage_result
 
@@ -147,7 +148,7 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
             completion = np.asarray(encoded.completion, np.bool_)
             counts["sequences"] += 1
             counts["tokens"] += len(encoded.input_ids)
-            counts["positions"] += int(completion[1:].sum())
+            counts["positions"] += int(is_position(completion).sum())
             counts["truncated"] += encoded.truncated_tokens > 0
             counts["truncated_tokens"] += encoded.truncated_tokens
             id_bytes += len(sample_id)

@@ -133,7 +133,7 @@ def _checked(source: Source, reading: Reading) -> Iterator[tuple[str, Encoded]]:
     for row in rows:
         reading.rows += 1
         reading.left_out += row.left_out
-        if not row.completion[1:].any():
+        if not len(row.positions):
             reading.rows_without_target += 1
             continue
         reading.targets(row)

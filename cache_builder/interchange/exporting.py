@@ -24,6 +24,7 @@ from rich.progress import track
 
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheIncompleteError, CacheMismatchError, UserError
+from cache_builder.positions import groups_of_rows
 from cache_builder.storage.base import write_error
 
 METADATA = "footsteps"
@@ -96,7 +97,7 @@ def _write(cache: Cache, name: str, part: Path) -> None:
 
 def _groups(position_offsets: np.ndarray) -> list[range]:
     """Cut the rows into runs of about GROUP_POSITIONS positions, at least one row each."""
-    group_of_row = position_offsets[:-1] // GROUP_POSITIONS
+    group_of_row = groups_of_rows(position_offsets, GROUP_POSITIONS)
     starts = np.flatnonzero(np.diff(group_of_row, prepend=-1))
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(group_of_row)], strict=True)]
 

@@ -154,7 +154,7 @@ def _write_shards(source: Source, writer: CheckpointWriter, corpus: Corpus, read
     done = writer.shards_done()
     position, shard, parts = 0, 0, []
     _, end = writer.spec.span(shard)
-    rows = (row for row in source.rows() if row.completion[1:].any())
+    rows = (row for row in source.rows() if len(row.positions))
     console = Console(stderr=True)
     for row in track(
         rows, writer.name, total=len(corpus), console=console, transient=True, disable=not console.is_terminal

@@ -18,6 +18,7 @@ import numpy as np
 
 from cache_builder.errors import DataError
 from cache_builder.format.records import Targets
+from cache_builder.positions import is_position
 
 Tail = Literal["complement", "none"]
 SUM_TOLERANCE = 0.05
@@ -46,7 +47,7 @@ class SourceRow:
     @property
     def positions(self) -> np.ndarray:
         """Indices of the tokens that have targets, rising, [M]."""
-        return np.flatnonzero(self.completion[1:]) + 1
+        return np.flatnonzero(is_position(self.completion))
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int, where: str) -> None:

@@ -15,6 +15,8 @@ from itertools import islice
 
 import numpy as np
 
+from cache_builder.positions import groups_of_rows, offsets_of
+
 GROUPED_STEPS = 64
 """Steps whose rows are sorted together where lengths are grouped."""
 
@@ -27,7 +29,7 @@ def epoch_order(
     A row belongs to the chunk in which its positions begin.
     """
     rng = np.random.default_rng([seed, epoch, 0x0DE2])
-    chunk_of_row = position_offsets[:-1] // chunk_positions
+    chunk_of_row = groups_of_rows(position_offsets, chunk_positions)
     n_chunks = int(chunk_of_row[-1]) + 1
     window_of_chunk = np.empty(n_chunks, np.int64)
     window_of_chunk[rng.permutation(n_chunks)] = np.arange(n_chunks) // window_chunks
@@ -46,7 +48,7 @@ class RowStream:
         chosen: np.ndarray | None = None,
     ) -> None:
         if chosen is not None:
-            position_offsets = np.concatenate([[0], np.cumsum(np.diff(position_offsets)[chosen])])
+            position_offsets = offsets_of(np.diff(position_offsets)[chosen])
         self.position_offsets, self.chosen = position_offsets, chosen
         self.chunk_positions, self.window_chunks, self.seed = chunk_positions, window_chunks, seed
 

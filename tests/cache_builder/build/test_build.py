@@ -13,7 +13,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cache_builder.build.build import build_cache, teacher_checkpoints
-from cache_builder.build.work_units import divide, parse_part, probe_rows, rows_between
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
 from cache_builder.data.corpus import build_corpus
@@ -356,44 +355,3 @@ def test_the_teachers_own_list_is_read_and_its_absence_names_the_command(teachin
     twice = experiment.teacher.model_copy(update={"checkpoints": ["a/x", "b/x"]})
     with pytest.raises(CacheMismatchError, match="'x' names two checkpoints"):
         teacher_checkpoints(experiment.model_copy(update={"teacher": twice}))
-
-
-def test_parts_cover_every_unit_once() -> None:
-    for checkpoints, shards, parts in [(1, 1, 1), (3, 4, 2), (3, 4, 7), (2, 1, 9), (5, 100, 8)]:
-        units = [
-            (work.checkpoint, unit)
-            for part in range(parts)
-            for work in divide(checkpoints, shards, (part, parts))
-            for unit in [*work.shards, *(["extras"] if work.extras else [])]
-        ]
-        expected = {(c, unit) for c in range(checkpoints) for unit in [*range(shards), "extras"]}
-        assert set(units) == expected
-        assert len(units) == len(expected)
-
-
-def test_rows_between_are_those_with_a_position_inside() -> None:
-    offsets = np.array([0, 3, 3, 7, 10])
-    assert rows_between(offsets, 0, 3).tolist() == [0]
-    assert rows_between(offsets, 2, 4).tolist() == [0, 2]
-    assert rows_between(offsets, 7, 10).tolist() == [3]
-    assert rows_between(offsets, 0, 10).tolist() == [0, 2, 3]
-
-
-def test_probe_rows_are_distinct_and_depend_on_the_seed_only() -> None:
-    assert probe_rows(3, 10, 0).tolist() == [0, 1, 2]
-    assert len(set(probe_rows(1000, 50, 0))) == 50
-    assert (probe_rows(1000, 50, 0) == probe_rows(1000, 50, 0)).all()
-    assert (probe_rows(1000, 50, 0) != probe_rows(1000, 50, 1)).any()
-
-
-def test_a_part_comes_from_the_option_or_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_part("2/4") == (2, 4)
-    assert parse_part(None) == (0, 1)
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert parse_part(None) == (3, 8)
-    assert parse_part(None, group=4) == (0, 2)
-    assert parse_part(None, group=2) == (1, 4)
-    for wrong in ("4/4", "x/2", "1", "-1/2", ""):
-        with pytest.raises(ValueError, match="expected i/n"):
-            parse_part(wrong)

@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from cache_builder.build.build import Build, build_cache
 from cache_builder.build.ray_actor import Actor
 from cache_builder.build.ray_scheduler import RayOptions, ray_engine
-from cache_builder.build.work_units import Work, choose_next, units_of
+from cache_builder.build.work_units import Work
 from cache_builder.build.worker import Worker
 from cache_builder.cli.cache import cache as cache_command
 from cache_builder.config import save_experiment
@@ -223,18 +223,3 @@ def test_an_address_where_no_cluster_listens_is_refused_at_once(teaching: Teachi
         inputs = teaching.experiment(tmp_path / "cache"), teaching.corpus, teaching.tokenizer, teaching.checkpoints
         with pytest.raises(ConfigError, match=f"no Ray cluster at {address}: .*refused"):
             build_cache(*inputs, engine=engine)
-
-
-def test_a_worker_stays_with_its_checkpoint_and_then_goes_where_most_is_left_for_each() -> None:
-    units = ["a", "b", "b", "b", "b", "c", "c"]
-    assert choose_next(units, None, []) == 1
-    assert choose_next(units, "c", ["b"]) == 5
-    assert choose_next(units, None, ["b"]) == 1
-    assert choose_next(units, "gone", ["b", "b"]) == 5
-    assert choose_next(units, None, ["b", "c", None, "b", "b"]) == 0
-
-
-def test_the_units_of_a_work_are_its_shards_and_its_extras() -> None:
-    assert units_of(Work(1, range(2, 4), True)) == [Work(1, (2,), False), Work(1, (3,), False), Work(1, (), True)]
-    assert units_of(Work(0, (5,), False)) == [Work(0, (5,), False)]
-    assert Work(1, range(2, 6), True).without({3, 4}, extras=True) == Work(1, (2, 5), False)
