@@ -2,11 +2,11 @@
 
     corpus, tokenizer, options ─▶ manifest ─▶ zarr.json, corpus/          one builder, the others wait
     anchor ─▶ probe rows and ids ─▶ probe/                                one builder, the others wait
-    for each checkpoint of this part:  load once ─▶ shards not yet there ─▶ extras ─▶ complete, if all units are there
+    for each checkpoint of this part:  load once ─▶ shards not yet there ─▶ probe pass ─▶ complete, if all is there
 
 Any number of builders with the same n, in any order; one that was stopped is continued by giving the command again,
 also with another n. The bytes are the same: they depend on the manifest, the weights and the numerics of the machine.
-An engine says where the checkpoints run: in this process, one after another, or on a cluster (`ray_engine.py`).
+A scheduler says where the checkpoints run: in this process, one after another, or on a cluster (`ray_scheduler.py`).
 """
 
 import json
@@ -50,7 +50,7 @@ from cache_builder.models.tensor_parallel import led_by_first
 from cache_builder.storage.base import Store, open_store
 
 
-class Engine(Protocol):
+class Scheduler(Protocol):
     """Where checkpoints run."""
 
     def fix_probe(self, anchor: str) -> None:
@@ -60,8 +60,8 @@ class Engine(Protocol):
         """Do all of the work, and complete the checkpoints that are whole then."""
 
 
-OpenEngine = Callable[["Build"], AbstractContextManager[Engine]]
-"""Opens an engine for a build that holds the cache, and closes it."""
+OpenScheduler = Callable[["Build"], AbstractContextManager[Scheduler]]
+"""Opens a scheduler for a build that holds the cache, and closes it."""
 
 
 @led_by_first
@@ -75,7 +75,7 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     only: str | None = None,
     repair: bool = False,
-    engine: OpenEngine | None = None,
+    scheduler: OpenScheduler | None = None,
 ) -> bool:
     """Build one part of a cache; return whether every checkpoint asked for is complete now.
 
@@ -85,7 +85,7 @@ def build_cache(
         part: (i, n): do the i-th of n equal shares.
         only: build this checkpoint alone.
         repair: first verify every byte, and take back the units of damaged files; only as the one part (0, 1).
-        engine: opens the engine that runs the checkpoints; this process does unless given.
+        scheduler: opens the scheduler that runs the checkpoints; this process does unless given.
 
     Raises:
         ConfigError: `repair` with more than one part.
@@ -101,7 +101,7 @@ def build_cache(
     with build.store.hold(part):
         if repair:
             take_back_damage(build.store, build.manifest)
-        complete = build.run(engine or in_this_process)
+        complete = build.run(scheduler or in_this_process)
     if complete:
         open_cache(experiment.cache_url)
     return complete
@@ -156,7 +156,7 @@ class Build:
         self.writers = {name: CheckpointWriter(self.store, self.manifest, name) for name in self.selected}
         self.console = Console(stderr=True)
 
-    def run(self, engine: OpenEngine) -> bool:
+    def run(self, scheduler: OpenScheduler) -> bool:
         """Do this part's work; say whether every checkpoint is complete now."""
         with self.store.stage():
             create_cache(self.store, self.manifest, self.corpus)
@@ -165,7 +165,7 @@ class Build:
         works = [self.left(work) for work in divide(len(self.selected), self._n_shards, self.part)]
         works = [work for work in works if work.units]
         if works:
-            with engine(self) as running:
+            with scheduler(self) as running:
                 with self.store.stage():
                     self._ensure_probe(running)
                 running.build(works)
@@ -180,8 +180,8 @@ class Build:
         """Return what has yet to be done of a work."""
         writer = self.writers[self.name(work)]
         if writer.is_complete():
-            return work.without(work.shards, extras=True)
-        return work.without(writer.shards_done(), extras=writer.extras_done() is not None)
+            return work.without(work.shards, probe_pass=True)
+        return work.without(writer.shards_done(), probe_pass=writer.extras_done() is not None)
 
     def positions(self, work: Work) -> int:
         """Return how many positions a work has."""
@@ -191,11 +191,11 @@ class Build:
     def _n_shards(self) -> int:
         return next(iter(self.writers.values())).n_shards
 
-    def _ensure_probe(self, engine: Engine) -> None:
+    def _ensure_probe(self, scheduler: Scheduler) -> None:
         if not self.store.exists(f"{PROBE}/zarr.json"):
             anchor, _ = self.checkpoints[-1]
             self.console.print(f"probe: its ids from checkpoint {anchor}", highlight=False)
-            engine.fix_probe(anchor)
+            scheduler.fix_probe(anchor)
 
     def _check_complete(self) -> None:
         """Compare complete checkpoints with the weights that are there now."""
@@ -213,7 +213,7 @@ class Build:
 
 
 @contextmanager
-def in_this_process(build: Build) -> Iterator[Engine]:
+def in_this_process(build: Build) -> Iterator[Scheduler]:
     """Run the checkpoints here, one after another."""
     worker = Worker(
         build.experiment, build.store, build.manifest, build.locations, build.tokenizer, build.corpus, build.held_out
@@ -226,7 +226,7 @@ def in_this_process(build: Build) -> Iterator[Engine]:
 
 @dataclass
 class OneAfterAnother:
-    """The engine of one process."""
+    """The scheduler of one process."""
 
     job: Build
     worker: Worker

@@ -78,7 +78,7 @@ class Actor:
             self.note = CostNote(Path(), name, worker.manifest.fingerprint, self.part, Console(stderr=True))
         writer = worker.writer(name)  # an actor that died may have committed a shard and not lived to say so
         there = [shard for shard in work.shards if writer.is_shard_done(shard)]
-        left = work.without(there, extras=False)
+        left = work.without(there, probe_pass=False)
         positions = sum(worker.build(name, left)) if left.units else 0
         self.note.measure(positions, finished=True)
         found = sum(end - start for start, end in map(writer.spec.span, there))

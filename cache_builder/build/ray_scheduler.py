@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cache_builder.build.build import Build, Engine, OpenEngine
+from cache_builder.build.build import Build, OpenScheduler, Scheduler
 from cache_builder.build.costs import write_cost
 from cache_builder.build.progress import BuildProgress
 from cache_builder.build.ray_actor import Actor, Job
@@ -48,8 +48,8 @@ class RayOptions:
     """Also the threads of an actor, unless OMP_NUM_THREADS says otherwise."""
 
 
-def ray_engine(options: RayOptions) -> OpenEngine:
-    """Return what opens the engine for a build.
+def ray_scheduler(options: RayOptions) -> OpenScheduler:
+    """Return what opens the scheduler for a build.
 
     Raises:
         ConfigError: Ray is not installed, or the address is not one that a driver can use.
@@ -65,12 +65,12 @@ def ray_engine(options: RayOptions) -> OpenEngine:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ConfigError("--engine ray needs Ray: `pip install 'footsteps[ray]'`") from None
+        raise ConfigError("--scheduler ray needs Ray: `pip install 'footsteps[ray]'`") from None
     return partial(_on_ray, options, address)
 
 
 @contextmanager
-def _on_ray(options: RayOptions, address: str | None, build: Build) -> Iterator[Engine]:
+def _on_ray(options: RayOptions, address: str | None, build: Build) -> Iterator[Scheduler]:
     import ray
 
     ours = not ray.is_initialized()
@@ -113,7 +113,7 @@ class Member:
 
 
 class Cluster:
-    """The engine: deals units to actors."""
+    """The scheduler: deals units to actors."""
 
     def __init__(self, ray: Any, build: Build, options: RayOptions, members: list[Member]) -> None:
         """Deal to the actors that it adds to `members`, for whoever opened the cluster to end them."""
@@ -123,7 +123,7 @@ class Cluster:
 
     def fix_probe(self, anchor: str) -> None:
         self._hire(1)
-        self._hear(self.members[0].handle.fix_probe.remote(self.sent, anchor))
+        self._receive(self.members[0].handle.fix_probe.remote(self.sent, anchor))
         self.members[0].name = anchor
 
     def build(self, works: list[Work]) -> None:
@@ -135,7 +135,7 @@ class Cluster:
         with BuildProgress(self.job.console, title, sum(map(self.job.positions, works))) as progress:
             while unfinished:
                 (answered, *_), _ = self.ray.wait(list(running), num_returns=1)
-                said, member = self._hear(answered), running.pop(answered)
+                said, member = self._receive(answered), running.pop(answered)
                 if member.work is not None and member.name is not None:
                     positions, path, cost = said
                     progress.advance(positions)
@@ -160,7 +160,7 @@ class Cluster:
             handle = self.ray.remote(**options)(Actor).remote(index, self.actors)
             self.members.append(Member(handle))
 
-    def _hear(self, answer: Any) -> Any:
+    def _receive(self, answer: Any) -> Any:
         """Return what an actor answered; what a user can mend is raised as it was there.
 
         Raises:

@@ -1,6 +1,6 @@
 """Which work a builder does: pure functions of the corpus's sizes and of (part, parts).
 
-units       checkpoint × (shard 0 … shard S−1, extras)        one unit = one forward pass over its sequences, one commit
+units       checkpoint × (shard 0 … shard S−1, probe pass)    one unit = one forward pass over its sequences, one commit
 part i/n    the i-th of n equal runs of that list              so a builder loads about N/n + 1 checkpoints
 on a cluster, a worker takes one unit after another            of the checkpoint in its memory, as long as there are any
 """
@@ -22,18 +22,18 @@ class Work:
     checkpoint: int
     """Index into the list of checkpoints."""
     shards: Sequence[int]
-    extras: bool
+    probe_pass: bool
     """Whether the probe and the held-out loss are among it."""
 
     @property
     def units(self) -> int:
         """How many forward passes and commits it takes."""
-        return len(self.shards) + self.extras
+        return len(self.shards) + self.probe_pass
 
-    def without(self, shards: Container[int], *, extras: bool) -> "Work":
-        """Return the rest, where these shards are done, and the extras too if `extras`."""
+    def without(self, shards: Container[int], *, probe_pass: bool) -> "Work":
+        """Return the rest, where these shards are done, and the probe pass too if `probe_pass`."""
         rest = tuple(shard for shard in self.shards if shard not in shards)
-        return replace(self, shards=rest, extras=self.extras and not extras)
+        return replace(self, shards=rest, probe_pass=self.probe_pass and not probe_pass)
 
 
 def divide(n_checkpoints: int, n_shards: int, part: tuple[int, int]) -> list[Work]:
@@ -54,7 +54,7 @@ def divide(n_checkpoints: int, n_shards: int, part: tuple[int, int]) -> list[Wor
 def units_of(work: Work) -> list[Work]:
     """Return the units of a work, each as a work of its own."""
     shards = [Work(work.checkpoint, (shard,), False) for shard in work.shards]
-    return [*shards, Work(work.checkpoint, (), True)] if work.extras else shards
+    return [*shards, Work(work.checkpoint, (), True)] if work.probe_pass else shards
 
 
 def choose_next(units: Sequence[str], loaded: str | None, others: Iterable[str | None]) -> int:

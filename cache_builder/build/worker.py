@@ -1,9 +1,9 @@
 """One process's part in a build: a checkpoint in memory, and the work that it is given, shard by shard.
 
-    work ─▶ its checkpoint, unless it is the one in memory ─▶ a shard's targets ─▶ encoded and committed ─▶ … ─▶ extras
-                                                              while the next one's targets are captured
+    work ─▶ its checkpoint, unless it is in memory ─▶ a shard's targets ─▶ encoded and committed ─▶ … ─▶ probe pass
+                                                      while the next one's targets are captured
 
-Every engine builds with it: `build.py` in its own process, `ray_engine.py` in each of its actors.
+Every scheduler builds with it: `build.py` in its own process, `ray_scheduler.py` in each of its actors.
 """
 
 from collections.abc import Iterator
@@ -95,8 +95,8 @@ class Worker:
                 pending = pool.submit(_commit, writer, shard, targets)
             if pending is not None:
                 yield pending.result()
-        if work.extras:
-            self._write_extras(writer, teacher)
+        if work.probe_pass:
+            self._run_probe_pass(writer, teacher)
 
     def finish(self, name: str) -> bool:
         """Complete a checkpoint if all of it is there; say whether it is complete now."""
@@ -106,7 +106,7 @@ class Worker:
     def writer(self, name: str) -> CheckpointWriter:
         return CheckpointWriter(self.store, self.manifest, name)
 
-    def _write_extras(self, writer: CheckpointWriter, teacher: Teacher) -> None:
+    def _run_probe_pass(self, writer: CheckpointWriter, teacher: Teacher) -> None:
         group = unseal(ProbeGroup, self.store.read("probe/zarr.json"), self.store.where("probe/zarr.json"))
         arrays = open_arrays(self.store, PROBE, group.files)
         rows, ids = arrays["rows"].all(), np.ascontiguousarray(arrays["ids"].all().T)

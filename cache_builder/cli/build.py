@@ -15,7 +15,7 @@ from cache_builder.errors import ConfigError
 @click.option("--checkpoint", metavar="NAME", help="Build only this checkpoint of teacher.checkpoints.")
 @click.option("--repair", is_flag=True, help="First verify every byte; build again what is damaged.")
 @click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Run here or on Ray."
+    "--scheduler", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Run here or on Ray."
 )
 @click.option("--ray-address", metavar="HOST:PORT", help="Ray's; RAY_ADDRESS or one of its own unless given.")
 @click.option("--actors", type=click.IntRange(min=1), help="Ray: processes; as many as there is room for unless given.")
@@ -29,28 +29,28 @@ def build(
     part_text: str | None,
     checkpoint: str | None,
     repair: bool,
-    engine: str,
+    scheduler: str,
     **ray_options: Any,
 ) -> None:
     """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
     from cache_builder.build.build import build_cache, in_this_process, teacher_checkpoints
-    from cache_builder.build.ray_scheduler import RayOptions, ray_engine
+    from cache_builder.build.ray_scheduler import RayOptions, ray_scheduler
     from cache_builder.build.work_units import parse_part
     from cache_builder.data.prepare import Prepared
 
     experiment = read_experiment(context, config, overrides)
     given = {name: value for name, value in ray_options.items() if value is not None}
-    if engine == "ray" and part_text is not None:
-        raise ConfigError("--part is for builders that divide the work themselves; with --engine ray, give --actors")
-    if engine == "ray" and experiment.teacher.tensor_parallel > 1:
+    if scheduler == "ray" and part_text is not None:
+        raise ConfigError("--part is for builders that divide the work themselves; with --scheduler ray, give --actors")
+    if scheduler == "ray" and experiment.teacher.tensor_parallel > 1:
         raise ConfigError(
-            "teacher.tensor_parallel is for torchrun; an actor has its GPUs to itself, so with --engine ray give "
+            "teacher.tensor_parallel is for torchrun; an actor has its GPUs to itself, so with --scheduler ray give "
             'teacher.device_map = "auto" and --gpus-per-actor'
         )
-    if engine == "local" and given:
-        raise ConfigError(f"--{min(given).replace('_', '-')} is for --engine ray")
-    part = parse_part(part_text, experiment.teacher.tensor_parallel) if engine == "local" else (0, 1)
-    opened = ray_engine(RayOptions(**given)) if engine == "ray" else in_this_process
+    if scheduler == "local" and given:
+        raise ConfigError(f"--{min(given).replace('_', '-')} is for --scheduler ray")
+    part = parse_part(part_text, experiment.teacher.tensor_parallel) if scheduler == "local" else (0, 1)
+    opened = ray_scheduler(RayOptions(**given)) if scheduler == "ray" else in_this_process
     checkpoints = teacher_checkpoints(experiment)
     prepared = Prepared(experiment)
     complete = build_cache(
@@ -62,7 +62,7 @@ def build(
         part=part,
         only=checkpoint,
         repair=repair,
-        engine=opened,
+        scheduler=opened,
     )
     state = "complete" if complete else "this part is done; other parts are not"
     click.echo(f"{experiment.cache_url}: {state}")

@@ -49,8 +49,8 @@ def led_by_first(
             return build(experiment, *args, **options)
         with _joined(experiment.teacher.tensor_parallel) as group:
             if group.leads:
-                return group.lead(lambda: build(experiment, *args, **options))
-            return group.follow(experiment)
+                return group.run_leader(lambda: build(experiment, *args, **options))
+            return group.run_follower(experiment)
 
     return build_together
 
@@ -81,21 +81,21 @@ class Group:
     listening: bool = True
     """Whether the others wait to be told something; they do not while a model is loaded or runs."""
 
-    def lead(self, work: Callable[[], bool]) -> bool:
+    def run_leader(self, work: Callable[[], bool]) -> bool:
         """Do the work, and send the others home with its result."""
         try:
             complete = work()
         except BaseException:
             if self.listening:
-                self._tell(_STOP, 0)
+                self._broadcast(_STOP, 0)
             raise
-        self._tell(_STOP, 1 + complete)
+        self._broadcast(_STOP, 1 + complete)
         return complete
 
     def load(self, config: TeacherConfig, seed: int, location: str) -> PreTrainedModel:
         """Load a checkpoint here and on the others; what it runs from now on they run, too."""
         name = torch.tensor(list(location.encode()), dtype=torch.int64)
-        self._tell(_LOAD, len(name))
+        self._broadcast(_LOAD, len(name))
         distributed.broadcast(name, 0, self.control)
         self.listening = False
         model = _load_part(config, seed, location, self.size)
@@ -105,7 +105,7 @@ class Group:
         base.register_forward_hook(self._listen_again)
         return model
 
-    def follow(self, experiment: CacheExperiment) -> bool:
+    def run_follower(self, experiment: CacheExperiment) -> bool:
         """Load and run what the first process says, until it is done; return its result.
 
         Raises:
@@ -113,7 +113,7 @@ class Group:
         """
         model: PreTrainedModel | None = None
         while True:
-            kind, first, second = self._hear()
+            kind, first, second = self._receive()
             if kind == _STOP and first == 0:
                 raise UserError("the first process of this tensor-parallel group has stopped; its message says why")
             if kind == _STOP:
@@ -123,31 +123,31 @@ class Group:
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                location = bytes(self._hear_tensor(first).tolist()).decode()
+                location = bytes(self._receive_tensor(first).tolist()).decode()
                 model = _load_part(experiment.teacher, experiment.run.seed, location, self.size)
             else:
                 assert model is not None
-                tokens = self._hear_tensor(2, first, second).to(local_device())
+                tokens = self._receive_tensor(2, first, second).to(local_device())
                 with torch.no_grad():
                     base_of(model)(input_ids=tokens[0], attention_mask=tokens[1], use_cache=False)
 
     def _pass_on(self, base: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         given = signature(base.forward).bind_partial(*args, **inputs).arguments
         tokens = torch.stack([given["input_ids"], given["attention_mask"]]).to("cpu", torch.int64)
-        self._tell(_RUN, *tokens.shape[1:])
+        self._broadcast(_RUN, *tokens.shape[1:])
         distributed.broadcast(tokens, 0, self.control)
         self.listening = False
 
     def _listen_again(self, base: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.listening = True
 
-    def _tell(self, kind: int, first: int, second: int = 0) -> None:
+    def _broadcast(self, kind: int, first: int, second: int = 0) -> None:
         distributed.broadcast(torch.tensor([kind, first, second]), 0, self.control)
 
-    def _hear(self) -> list[int]:
-        return self._hear_tensor(3).tolist()
+    def _receive(self) -> list[int]:
+        return self._receive_tensor(3).tolist()
 
-    def _hear_tensor(self, *shape: int) -> Tensor:
+    def _receive_tensor(self, *shape: int) -> Tensor:
         heard = torch.empty(shape, dtype=torch.int64)
         distributed.broadcast(heard, 0, self.control)
         return heard

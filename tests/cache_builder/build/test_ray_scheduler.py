@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from cache_builder.build.build import Build, build_cache
 from cache_builder.build.ray_actor import Actor
-from cache_builder.build.ray_scheduler import RayOptions, ray_engine
+from cache_builder.build.ray_scheduler import RayOptions, ray_scheduler
 from cache_builder.build.work_units import Work
 from cache_builder.build.worker import Worker
 from cache_builder.cli.cache import cache as cache_command
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 from cache_builder.build.build import build_cache
 from cache_builder.errors import UserError
-from cache_builder.build.ray_scheduler import RayOptions, ray_engine
+from cache_builder.build.ray_scheduler import RayOptions, ray_scheduler
 from tests.support.caches import Teaching
 from trainer.config import Experiment
 if __name__ == "__main__":
@@ -52,10 +52,10 @@ if __name__ == "__main__":
         teaching = Teaching(Path(folder))
         settings = teaching.experiment(cache).model_dump(exclude_unset=True)
         experiment = Experiment.model_validate({**settings, "student": {"model": folder}})  # as the command reads it
-        engine = ray_engine(RayOptions(actors=int(actors)))
+        scheduler = ray_scheduler(RayOptions(actors=int(actors)))
         inputs = experiment, teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out
         try:
-            assert build_cache(*inputs, engine=engine)
+            assert build_cache(*inputs, scheduler=scheduler)
         except UserError as error:
             print(type(error).__name__, error, flush=True)
             failed = 3
@@ -184,7 +184,7 @@ def test_a_shard_that_a_dead_actor_had_committed_is_counted_and_not_written_agai
     committed = (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns
     positions = sum(end - start for start, end in (writer.spec.span(shard) for shard in (there, missing)))
     with job.store.hold((0, 1)):
-        assert actor.build([], "step-1", Work(0, (there, missing), extras=False))[0] == positions
+        assert actor.build([], "step-1", Work(0, (there, missing), probe_pass=False))[0] == positions
     assert (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns == committed
     assert writer.is_shard_done(missing)
 
@@ -192,17 +192,17 @@ def test_a_shard_that_a_dead_actor_had_committed_is_counted_and_not_written_agai
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"needs Ray: `pip install 'footsteps\[ray\]'`"):
-        ray_engine(RayOptions())
+        ray_scheduler(RayOptions())
     with pytest.raises(ConfigError, match="driver runs inside the cluster"):
-        ray_engine(RayOptions(ray_address="ray://head:10001"))
+        ray_scheduler(RayOptions(ray_address="ray://head:10001"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "ray", "--part", "0/2"], "with --engine ray, give --actors"),
-        (["--actors", "2", "--cpus-per-actor", "1"], "--actors is for --engine ray"),
-        (["--engine", "ray", "--set", "teacher.tensor_parallel=2"], "teacher.tensor_parallel is for torchrun"),
+        (["--scheduler", "ray", "--part", "0/2"], "with --scheduler ray, give --actors"),
+        (["--actors", "2", "--cpus-per-actor", "1"], "--actors is for --scheduler ray"),
+        (["--scheduler", "ray", "--set", "teacher.tensor_parallel=2"], "teacher.tensor_parallel is for torchrun"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_by_name(
@@ -219,7 +219,7 @@ def test_an_address_where_no_cluster_listens_is_refused_at_once(teaching: Teachi
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        engine = ray_engine(RayOptions(ray_address=address))
+        scheduler = ray_scheduler(RayOptions(ray_address=address))
         inputs = teaching.experiment(tmp_path / "cache"), teaching.corpus, teaching.tokenizer, teaching.checkpoints
         with pytest.raises(ConfigError, match=f"no Ray cluster at {address}: .*refused"):
-            build_cache(*inputs, engine=engine)
+            build_cache(*inputs, scheduler=scheduler)

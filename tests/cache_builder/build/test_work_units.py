@@ -23,9 +23,9 @@ def test_parts_differ_by_one_unit_at_most(checkpoints: int, shards: int, parts: 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 50)), st.booleans())
 def test_what_is_left_of_a_work_is_what_was_not_done(shards: int, done: set[int], probed: bool) -> None:
-    left = Work(0, range(shards), True).without(done, extras=probed)
+    left = Work(0, range(shards), True).without(done, probe_pass=probed)
     assert list(left.shards) == [shard for shard in range(shards) if shard not in done]
-    assert left.extras == (not probed)
+    assert left.probe_pass == (not probed)
 
 
 def test_probe_rows_are_distinct_and_depend_on_the_seed_only() -> None:
@@ -57,7 +57,7 @@ def test_a_worker_stays_with_its_checkpoint_and_then_goes_where_most_is_left_for
     assert choose_next(units, None, ["b", "c", None, "b", "b"]) == 0
 
 
-def test_the_units_of_a_work_are_its_shards_and_its_extras() -> None:
+def test_the_units_of_a_work_are_its_shards_and_its_probe_pass() -> None:
     assert units_of(Work(1, range(2, 4), True)) == [Work(1, (2,), False), Work(1, (3,), False), Work(1, (), True)]
     assert units_of(Work(0, (5,), False)) == [Work(0, (5,), False)]
-    assert Work(1, range(2, 6), True).without({3, 4}, extras=True) == Work(1, (2, 5), False)
+    assert Work(1, range(2, 6), True).without({3, 4}, probe_pass=True) == Work(1, (2, 5), False)
