@@ -1,5 +1,5 @@
 # make demo    everything from data to report on a CPU, in minutes      make test    the tests
-# make check   format, lint, types, tests                               make clean   remove the environment
+# make check   format, lint, types, layers, tests                      make clean   remove the environment
 #
 # Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
@@ -20,6 +20,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 check: lint test
 

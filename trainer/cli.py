@@ -140,8 +140,8 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
     from cache_builder.cache.reader import open_cache
     from cache_builder.data.prepare import Prepared
-    from trainer.evaluation.evaluate_run import evaluate_run
     from trainer.report.page import results_table
+    from trainer.stages.evaluate_run import evaluate_run
 
     experiment = load(config, overrides)
     evaluate_run(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)

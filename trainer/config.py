@@ -4,20 +4,16 @@
 [student]                     the model            [tasks.*]    how answers are judged      [evaluate]
 """
 
-import dataclasses
 import difflib
-import typing
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from transformers import TrainingArguments
 
-from cache_builder.config import CacheExperiment, InvalidKeyError, Section
-from trainer.evaluation.evaluate import EvaluateConfig
-from trainer.evaluation.tasks import TaskConfig
+from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, Section, TeacherConfig
+from trainer.evaluation.tasks import EvaluateConfig, TaskConfig
 from trainer.methods.methods import get_method
 from trainer.processes import process_count
-from trainer.stages.lora import StudentConfig, TunedTeacherConfig
+from trainer.training_arguments import argument_types
 
 OURS = {
     "output_dir": "run.output_dir",
@@ -34,6 +30,42 @@ OURS = {
     "dataloader_persistent_workers": "nothing: a worker that outlives a stage would serve its teacher",
 }
 """TrainingArguments that have one right value here → what to set instead."""
+
+
+class LoraSection(Section):
+    """Names as peft has them."""
+
+    r: int = Field(8, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(16, gt=0)
+    """The adapters' product is scaled by lora_alpha / r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapters."""
+    target_modules: list[str] | str = "all-linear"
+    """Layers to adapt, by the ends of their names; "all-linear" is all but the head, which cannot be adapted."""
+    merge: bool = False
+    """Save plain models, with the adapters added to the weights, instead of adapters."""
+
+
+class StudentConfig(ModelConfig):
+    lora: LoraSection | None = None
+    """Train adapters instead of the weights."""
+
+
+class TunedTeacherConfig(TeacherConfig):
+    lora: LoraSection | None = None
+    """Fine-tune adapters; the checkpoints are then adapters of `model`, which the cache's builder loads once."""
+
+    @model_validator(mode="after")
+    def _checkpoints_stay_adapters(self) -> Self:
+        if self.lora and self.lora.merge:
+            raise ValueError("lora.merge is for students; a teacher's checkpoints are adapters that share their base")
+        return self
+
+    def as_trained(self) -> ModelConfig:
+        """Return the model, and its adapters if there are any, without what only says how checkpoints are loaded."""
+        plain = super().as_trained()
+        return plain if self.lora is None else StudentConfig(**plain.model_dump(), lora=self.lora)
 
 
 class TrainingConfig(Section):
@@ -74,17 +106,16 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _training_arguments(self) -> Self:
-        fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-        hints = typing.get_type_hints(TrainingArguments)
         for name, value in (self.model_extra or {}).items():
             if name in OURS:
                 raise InvalidKeyError(name, f"not an option here; set {OURS[name]}")
-            if name not in fields:
-                near = difflib.get_close_matches(name, [*type(self).model_fields, *fields], 1)
+            types = argument_types()
+            if name not in types:
+                near = difflib.get_close_matches(name, [*type(self).model_fields, *types], 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise InvalidKeyError(name, f"unknown key, neither ours nor a field of TrainingArguments{hint}")
             try:
-                TypeAdapter(hints[name]).validate_python(value)
+                TypeAdapter(types[name]).validate_python(value)
             except ValidationError as error:
                 raise InvalidKeyError(name, f"{error.errors()[0]['msg']}, got {value!r}") from None
         return self

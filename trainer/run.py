@@ -15,12 +15,12 @@ from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
 from trainer.config import Experiment
-from trainer.evaluation.evaluate_run import evaluate_run
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, wait_for_all
 from trainer.report.page import results_table, write_report
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.stages.distill import distill
+from trainer.stages.evaluate_run import evaluate_run
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.student_losses import write_student_losses
 

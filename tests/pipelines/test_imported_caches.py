@@ -23,12 +23,12 @@ from cache_builder.interchange.importing import import_cache
 from tests.support import foreign_rows
 from tests.support.toys import without_dropout
 from trainer.config import Experiment
-from trainer.evaluation.evaluate_run import models_of
 from trainer.loop.dataset import CachedRows
 from trainer.report.page import write_report
 from trainer.report.run.run_reader import read_run
 from trainer.stages.crossfit import write_crossfit_losses
 from trainer.stages.distill import distill
+from trainer.stages.evaluate_run import models_of
 from trainer.stages.lora import load_student
 from trainer.stages.student_losses import write_student_losses
 

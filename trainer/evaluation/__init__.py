@@ -1,4 +1,4 @@
-"""How a model is judged: tasks, answers, metrics, intervals; generation and likelihood.
+"""How one model is judged: tasks, answers, metrics, intervals; generation and likelihood.
 
-Imports the configuration, `methods` and `cache_builder`.
+Imports `cache_builder` alone.
 """

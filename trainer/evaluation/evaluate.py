@@ -8,15 +8,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cache_builder.config import Section, TextConfig
+from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError
@@ -25,20 +24,7 @@ from trainer.evaluation.generation import Outputs, find_stop_ids, generate
 from trainer.evaluation.likelihood import likeliest
 from trainer.evaluation.metrics import MetricName, count_score, counts_GP, is_row_metric, label_indices, row_scores
 from trainer.evaluation.statistics import interval, mean_interval
-from trainer.evaluation.tasks import Task
-
-
-class EvaluateConfig(Section):
-    """How the test examples are answered and judged."""
-
-    batch_size: int = Field(32, ge=1)
-    """Prompts that are answered at once."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Tokens of an answer at most, where the task does not say."""
-    method: Literal["generate", "likelihood"] = "generate"
-    """For tasks with choices: write an answer, or take the choice with the highest probability."""
-    bootstrap_samples: int = Field(1000, ge=1)
-    """Resamples of the test rows behind each 95 % interval."""
+from trainer.evaluation.tasks import EvaluateConfig, Task
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,19 @@ class TaskConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """How the test examples are answered and judged."""
+
+    batch_size: int = Field(32, ge=1)
+    """Prompts that are answered at once."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Tokens of an answer at most, where the task does not say."""
+    method: Method = "generate"
+    """For tasks with choices: write an answer, or take the choice with the highest probability."""
+    bootstrap_samples: int = Field(1000, ge=1)
+    """Resamples of the test rows behind each 95 % interval."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Everything that judging a task needs."""

@@ -12,10 +12,9 @@ from cache_builder.data.corpus import Corpus, open_corpus
 from cache_builder.data.examples import Split, load_splits
 from cache_builder.errors import MissingError, UserError
 from cache_builder.format.size import CacheSize
-from trainer.config import Experiment, TrainingConfig
+from trainer.config import Experiment, StudentConfig, TrainingConfig
 from trainer.methods.methods import get_method
 from trainer.planning.measured import Measured
-from trainer.stages.lora import StudentConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_BYTES: dict[str | None, float] = {"8bit": 1.0, "4bit": 0.5}

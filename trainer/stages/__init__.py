@@ -1,4 +1,5 @@
-"""The steps of a run that update weights: fine-tuning, distillation, cross-fitting, the student's losses.
+"""The steps of a run: fine-tuning, the student's losses, cross-fitting, distillation, evaluation of every model.
 
-Imports `loop`, `loss`, `methods`, the configuration and `cache_builder`.
+Imports the rooms below it (`loop`, `loss`, `methods`, `evaluation`, `report` for the model cards), the configuration
+and `cache_builder`.
 """

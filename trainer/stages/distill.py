@@ -22,7 +22,7 @@ from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result, write_json
 from cache_builder.targets.sparse import SparseTargets, bucket_kl, retained_mass_at_least
-from trainer.config import Experiment
+from trainer.config import Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
@@ -31,7 +31,7 @@ from trainer.methods.requirements import check_method, retained_rows
 from trainer.methods.schedules import StageChoice, best_checkpoint, choose, risk_terms
 from trainer.methods.weighting import adaptive_weights, hard_weights
 from trainer.stages.crossfit import read_aw_losses
-from trainer.stages.lora import StudentConfig, load_student, merge_saved
+from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.student_losses import student_sft_folder, write_losses
 
 

@@ -10,53 +10,17 @@ directly.
 
 import shutil
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 import torch
-from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
-from cache_builder.config import ModelConfig, Section, TeacherConfig
+from cache_builder.config import ModelConfig
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import load_model
-
-
-class LoraSection(Section):
-    """Names as peft has them."""
-
-    r: int = Field(8, ge=1)
-    """Rank of the adapters."""
-    lora_alpha: float = Field(16, gt=0)
-    """The adapters' product is scaled by lora_alpha / r."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout in front of the adapters."""
-    target_modules: list[str] | str = "all-linear"
-    """Layers to adapt, by the ends of their names; "all-linear" is all but the head, which cannot be adapted."""
-    merge: bool = False
-    """Save plain models, with the adapters added to the weights, instead of adapters."""
-
-
-class StudentConfig(ModelConfig):
-    lora: LoraSection | None = None
-    """Train adapters instead of the weights."""
-
-
-class TunedTeacherConfig(TeacherConfig):
-    lora: LoraSection | None = None
-    """Fine-tune adapters; the checkpoints are then adapters of `model`, which the cache's builder loads once."""
-
-    @model_validator(mode="after")
-    def _checkpoints_stay_adapters(self) -> Self:
-        if self.lora and self.lora.merge:
-            raise ValueError("lora.merge is for students; a teacher's checkpoints are adapters that share their base")
-        return self
-
-    def as_trained(self) -> ModelConfig:
-        """Return the model, and its adapters if there are any, without what only says how checkpoints are loaded."""
-        plain = super().as_trained()
-        return plain if self.lora is None else StudentConfig(**plain.model_dump(), lora=self.lora)
+from trainer.config import StudentConfig
 
 
 def load_student(config: ModelConfig, seed: int) -> PreTrainedModel:

@@ -14,10 +14,10 @@ from cache_builder.data.chat import encode, encode_prompt
 from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError, ModelError
 from tests.support.toys import COLORS, color_examples
-from trainer.evaluation.evaluate import EvaluateConfig, evaluate_model
+from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.generation import find_stop_ids, generate, with_answer
 from trainer.evaluation.likelihood import completion_logp, likeliest, one_by_one
-from trainer.evaluation.tasks import TaskConfig, resolve_tasks
+from trainer.evaluation.tasks import EvaluateConfig, TaskConfig, resolve_tasks
 
 MakeModel = Callable[..., LlamaForCausalLM]
 PLAIN = TextConfig(chat_template="plain", max_length=96)
