@@ -46,7 +46,7 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     from cache_builder.build.worker import Worker
     from cache_builder.cache.reader import open_cache
     from cache_builder.config import CacheExperiment
-    from cache_builder.storage.base import LocalStore
+    from cache_builder.storage.local import LocalStore
 
     torch.set_num_threads(len(cores))
     place = str(folder / "teacher")
@@ -55,7 +55,7 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     store, cache = LocalStore(folder / "cache"), open_cache(str(folder / "cache"))
     tokenizer: Any = Vocabulary()
     worker = Worker(experiment, store, cache.manifest, {NAME: place}, tokenizer, cache.corpus, None)
-    with store.hold(part):
+    with store.lock_part(part):
         worker.load(NAME)
         (work,) = divide(1, worker.writer(NAME).n_shards, part)
         print("loaded", flush=True)
@@ -103,7 +103,7 @@ def prepare(folder: Path, positions: int, shards: int, args: argparse.Namespace)
 
     from cache_builder.cache.writer import create_cache, write_order, write_probe
     from cache_builder.format.manifest import CheckpointIdentity
-    from cache_builder.storage.base import LocalStore
+    from cache_builder.storage.local import LocalStore
     from tools.measuring import make_model
     from tools.synthetic_cache import Synthetic, manifest_of
 

@@ -34,7 +34,7 @@ def rates(arguments: argparse.Namespace) -> None:
     from cache_builder.cache.writer import CheckpointWriter
     from cache_builder.format.records import RecordLayout, decode_records, encode_records, records_spec
     from cache_builder.format.zarr_shards import encode_shard
-    from cache_builder.storage.base import LocalStore
+    from cache_builder.storage.local import LocalStore
     from tools.measuring import append_rows
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
     from trainer.loop.order import epoch_order
@@ -126,7 +126,7 @@ def _child(action: str, folder: str, sequences: int) -> float:
 def memory_child(arguments: argparse.Namespace) -> None:
     """Write or read one cache and print this process's peak memory in MiB."""
     from cache_builder.cache.reader import open_cache
-    from cache_builder.storage.base import LocalStore
+    from cache_builder.storage.local import LocalStore
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
     from trainer.loop.order import epoch_order
 

@@ -64,7 +64,7 @@ def main() -> None:
 
 def write(folder: Path, shards: int, chunks_per_shard: int, sequences: int) -> None:
     """Write a cache of so many shards, each of so many chunks of as few positions as its sequences need."""
-    from cache_builder.storage.base import LocalStore
+    from cache_builder.storage.local import LocalStore
     from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
     class Unflushed(LocalStore):

@@ -26,7 +26,7 @@ from rich.table import Table
 from cache_builder.cache.disk_cache import OWN_BYTES, cost
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.format.manifest import LedgerEntry
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
 from tools.measuring import append_rows, measure, report
 from tools.synthetic_cache import Synthetic, write_synthetic_cache

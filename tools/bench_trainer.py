@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from cache_builder.cache.reader import Cache, open_cache
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tools.measuring import Measured, make_model, parameters, report
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.config import DistillConfig

@@ -8,7 +8,7 @@ Never run it again for version 1: a fixture that is rewritten proves nothing. Wh
 
 from pathlib import Path
 
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
 FOLDER = Path(__file__).parents[1] / "tests" / "fixtures" / "cache_v1"

@@ -25,7 +25,8 @@ from cache_builder.format.manifest import (
     TokenizerIdentity,
 )
 from cache_builder.format.records import Targets, quantise
-from cache_builder.storage.base import LocalStore, Store
+from cache_builder.storage.base import Store
+from cache_builder.storage.local import LocalStore
 
 PROMPT_TOKENS = 12
 

@@ -47,7 +47,8 @@ from cache_builder.format.manifest import (
     unseal,
 )
 from cache_builder.models.tensor_parallel import led_by_first
-from cache_builder.storage.base import Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.open import open_store
 
 
 class Scheduler(Protocol):
@@ -98,7 +99,7 @@ def build_cache(
     build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, part, only)
     if repair and part != (0, 1):
         raise ConfigError("--repair works alone; give no --part")
-    with build.store.hold(part):
+    with build.store.lock_part(part):
         if repair:
             take_back_damage(build.store, build.manifest)
         complete = build.run(scheduler or in_this_process)
@@ -158,7 +159,7 @@ class Build:
 
     def run(self, scheduler: OpenScheduler) -> bool:
         """Do this part's work; say whether every checkpoint is complete now."""
-        with self.store.stage():
+        with self.store.exclusive():
             create_cache(self.store, self.manifest, self.corpus)
             write_order(self.store, self.selected)
         self._check_complete()
@@ -166,10 +167,10 @@ class Build:
         works = [work for work in works if work.units]
         if works:
             with scheduler(self) as running:
-                with self.store.stage():
+                with self.store.exclusive():
                     self._ensure_probe(running)
                 running.build(works)
-        with self.store.stage():
+        with self.store.exclusive():
             return all([self.writers[name].finish(self.corpus.position_offsets) for name in self.selected])
 
     def name(self, work: Work) -> str:

@@ -28,7 +28,8 @@ from cache_builder.format.manifest import (
     Manifest,
     unseal,
 )
-from cache_builder.storage.base import Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.open import open_store
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Actor:
             import ray
 
             job: Job = ray.get(sent[0])
-            self.hand = job.store.hand()
+            self.hand = job.store.join_as_worker()
             self.hand.__enter__()  # until this process ends
             key = f"{CORPUS}/zarr.json"
             group = unseal(CorpusGroup, job.store.read(key), job.store.where(key))

@@ -84,7 +84,7 @@ class Worker:
             CacheWriteError: a file could not be written; what was committed is safe.
         """
         teacher, writer = self.load(name), self.writer(name)
-        with self.store.stage():
+        with self.store.exclusive():
             writer.begin(teacher.identity)
         with ThreadPoolExecutor(1) as pool:
             pending: Future[int] | None = None
@@ -100,7 +100,7 @@ class Worker:
 
     def finish(self, name: str) -> bool:
         """Complete a checkpoint if all of it is there; say whether it is complete now."""
-        with self.store.stage():
+        with self.store.exclusive():
             return self.writer(name).finish(self.corpus.position_offsets)
 
     def writer(self, name: str) -> CheckpointWriter:

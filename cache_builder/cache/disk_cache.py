@@ -26,10 +26,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cache_builder.atomic import PART_SUFFIX
 from cache_builder.errors import CacheWriteError
 from cache_builder.format.manifest import CORPUS, Ledger
 from cache_builder.format.zarr_shards import CRC_BYTES, crc32c
-from cache_builder.storage.base import PART_SUFFIX, Ranges
+from cache_builder.storage.base import Ranges
 
 DISK_BLOCK_BYTES = 4096
 OWN_BYTES = 2 * DISK_BLOCK_BYTES

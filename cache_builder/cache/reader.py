@@ -14,14 +14,15 @@ in use. One `Cache` per thread or process; it can be pickled, and opened before 
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cache_builder.cache.chunk_cache import ChunkMemory, chunks_of_spans
 from cache_builder.cache.corpus_view import CachedCorpus
-from cache_builder.cache.disk_cache import LocalCopy
-from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, MissingError
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, ConfigError, MissingError
 from cache_builder.format.manifest import (
+    ARRIVING,
     CHECKPOINTS,
     CORPUS,
     PROBE,
@@ -34,13 +35,18 @@ from cache_builder.format.manifest import (
     Manifest,
     ProbeGroup,
     checkpoint_key,
-    file_entry,
+    entry_of,
     unseal,
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, parse_array_metadata
 from cache_builder.positions import groups_of_rows, spans_of
-from cache_builder.storage.base import ARRIVING, LocalStore, Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.local import LocalStore
+from cache_builder.storage.open import open_store
+
+if TYPE_CHECKING:
+    from cache_builder.cache.disk_cache import LocalCopy
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 
@@ -58,7 +64,7 @@ class Cache:
         self.manifest = read_manifest(store)
         self._memory = ChunkMemory(memory_bytes)
         self._is_far = not isinstance(store, LocalStore)
-        copy = LocalCopy(*local_copy, self.manifest.fingerprint) if local_copy and self._is_far else None
+        copy = _open_copy(*local_copy, self.manifest.fingerprint) if local_copy and self._is_far else None
         sizes = store.sizes("")
         corpus = _group(store, CorpusGroup, CORPUS, sizes)
         if corpus is None:
@@ -254,7 +260,7 @@ def read_manifest(store: Store) -> Manifest:
     return unseal(Manifest, store.read(ROOT), store.where(ROOT))
 
 
-def open_arrays(store: Store, group: str, files: Ledger, copy: LocalCopy | None = None) -> dict[str, ArrayReader]:
+def open_arrays(store: Store, group: str, files: Ledger, copy: "LocalCopy | None" = None) -> dict[str, ArrayReader]:
     """Open every array of a group that its ledger names; chunks are read through `copy`, where there is one."""
     arrays: dict[str, ArrayReader] = {}
     chunks = store if copy is None else copy.of_group(store, group, files)
@@ -263,12 +269,24 @@ def open_arrays(store: Store, group: str, files: Ledger, copy: LocalCopy | None 
             name = file.removesuffix("/zarr.json")
             key = f"{group}/{file}"
             metadata = store.read(key)
-            if file_entry(metadata) != files[file]:
+            if entry_of(metadata) != files[file]:
                 raise CacheDamagedError(f"{store.where(key)} is damaged: it is not the file that was committed")
             spec, _ = parse_array_metadata(metadata, store.where(key))
             crcs = [files[f"{name}/{spec.shard_key(shard)}"].chunk_crc32c or [] for shard in range(spec.n_shards)]
             arrays[name] = ArrayReader(chunks, f"{group}/{name}", spec, crcs.__getitem__)
     return arrays
+
+
+def _open_copy(folder: Path, limit_bytes: int, fingerprint: str) -> "LocalCopy":
+    try:
+        # Imported here, because reading a cache must not need `fcntl`.
+        from cache_builder.cache.disk_cache import LocalCopy
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"cannot keep a copy of the cache in {folder}: this system has no file locks ({error}); "
+            "set cache.local_copy_bytes to 0"
+        ) from None
+    return LocalCopy(folder, limit_bytes, fingerprint)
 
 
 def _group(store: Store, schema: type[Group], group: str, sizes: dict[str, int]) -> Group | None:

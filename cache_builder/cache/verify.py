@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from cache_builder.atomic import PART_SUFFIX
 from cache_builder.errors import CacheDamagedError, MissingError
 from cache_builder.format.manifest import (
+    BESIDE,
     CHECKPOINTS,
     CORPUS,
     PROBE,
@@ -18,7 +20,7 @@ from cache_builder.format.manifest import (
     sha256,
     unseal,
 )
-from cache_builder.storage.base import BESIDE, PART_SUFFIX, Store
+from cache_builder.storage.base import Store
 
 
 @dataclass

@@ -32,9 +32,8 @@ from cache_builder.format.manifest import (
     check_name,
     checkpoint_key,
     compare,
-    file_entry,
+    entry_of,
     seal,
-    shard_entry,
     unseal,
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_scalars, encode_records, records_spec
@@ -52,11 +51,11 @@ def write_array(
 ) -> Ledger:
     """Write a whole array shard by shard; `fetch(start, end)` gives entries of its last axis."""
     metadata = array_metadata(spec)
-    files = {f"{name}/zarr.json": file_entry(metadata)}
+    files = {f"{name}/zarr.json": entry_of(metadata)}
     for shard in range(spec.n_shards):
         encoded = encode_shard(spec, fetch(*spec.span(shard)))
         store.commit(f"{group}/{name}/{spec.shard_key(shard)}", encoded.data)
-        files[f"{name}/{spec.shard_key(shard)}"] = shard_entry(encoded)
+        files[f"{name}/{spec.shard_key(shard)}"] = entry_of(encoded.data, encoded.chunk_crcs)
     store.commit(f"{group}/{name}/zarr.json", metadata)
     return files
 
@@ -194,7 +193,7 @@ class CheckpointWriter:
         """Commit one shard's positions, then enter it in the ledger."""
         encoded = encode_shard(self.spec, encode_records(self.layout, targets))
         self.store.commit(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}", encoded.data)
-        self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(shard_entry(encoded)))
+        self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(entry_of(encoded.data, encoded.chunk_crcs)))
 
     def write_extras(
         self, held_out_loss: float | None, probe_code_MR: np.ndarray, probe_log_tail_M: np.ndarray
@@ -217,7 +216,7 @@ class CheckpointWriter:
             key = f"{self.group}/{RECORDS}/zarr.json"
             metadata = self.store.read(key)
             identity = CheckpointIdentity.model_validate(parse_array_metadata(metadata, self.store.where(key))[1])
-            files = {f"{RECORDS}/zarr.json": file_entry(metadata)}
+            files = {f"{RECORDS}/zarr.json": entry_of(metadata)}
             files |= {f"{RECORDS}/{self.spec.shard_key(shard)}": entry for shard, entry in sorted(done.items())}
             files |= extras.files
             loss = self._losses(done, position_offsets)

@@ -37,7 +37,7 @@ def info(context: click.Context, config_or_cache: str, overrides: tuple[str, ...
 def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> None:
     """Compare every byte of a cache with what was committed; name every file that differs."""
     from cache_builder.cache.verify import verify_cache
-    from cache_builder.storage.base import open_store
+    from cache_builder.storage.open import open_store
 
     url = cache_url(context, config_or_cache, overrides)
     verdict = verify_cache(open_store(url))

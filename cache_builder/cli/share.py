@@ -52,7 +52,7 @@ def bring(source: str, destination: str, checkpoints: tuple[str, ...], jobs: int
     """Transfer a cache, show how far it is, and say what was done."""
     from cache_builder.sharing.copy_plan import plan_offer
     from cache_builder.sharing.transfer import transfer
-    from cache_builder.storage.base import open_store
+    from cache_builder.storage.open import open_store
 
     place = open_store(destination)
     offer = plan_offer(open_store(source), checkpoints)

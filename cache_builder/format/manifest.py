@@ -26,7 +26,6 @@ from pydantic import (
 )
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
-from cache_builder.format.zarr_shards import EncodedShard
 
 FORMAT_NAME: Literal["footsteps-cache"] = "footsteps-cache"
 FORMAT_VERSION: Literal[1] = 1
@@ -35,6 +34,10 @@ IMPORTED_VERSION: Literal[2] = 2
 """What an import writes: version 1 with `imported` in its manifest."""
 ROOT = "zarr.json"
 CORPUS, PROBE, CHECKPOINTS = "corpus", "probe", "checkpoints"
+ARRIVING = "arriving.part"
+"""The manifest of a cache that `footsteps cache push` or `pull` is bringing to a place."""
+BESIDE = ("README.md", ".gitattributes")
+"""What may lie beside a cache: the card of a shared one, and what the Hub adds."""
 ATTRIBUTE, SEAL = "footsteps", "footsteps_sha256"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
 
@@ -191,14 +194,9 @@ class CheckpointGroup(Entry):
 Group = TypeVar("Group", bound=Entry)
 
 
-def shard_entry(shard: EncodedShard) -> LedgerEntry:
-    """Return what the ledger says of a shard."""
-    return LedgerEntry(bytes=len(shard.data), sha256=sha256(shard.data), chunk_crc32c=shard.chunk_crcs)
-
-
-def file_entry(data: bytes) -> LedgerEntry:
-    """Return what the ledger says of a file that is no shard."""
-    return LedgerEntry(bytes=len(data), sha256=sha256(data))
+def entry_of(data: bytes, chunk_crc32c: list[int] | None = None) -> LedgerEntry:
+    """Return what the ledger says of a file; of a shard, the crc32c of each of its chunks too."""
+    return LedgerEntry(bytes=len(data), sha256=sha256(data), chunk_crc32c=chunk_crc32c)
 
 
 def checkpoint_key(name: str) -> str:

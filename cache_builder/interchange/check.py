@@ -24,7 +24,8 @@ from cache_builder.format.records import Targets
 from cache_builder.interchange.rows import SourceRow, Tail, targets_of
 from cache_builder.interchange.tables import count_rows
 from cache_builder.steps import finish_stage, stage_result
-from cache_builder.storage.base import LocalStore, Store
+from cache_builder.storage.base import Store
+from cache_builder.storage.local import LocalStore
 from cache_builder.storage.locks import folder_lock
 
 UNKNOWN = "unknown"

@@ -25,7 +25,7 @@ from rich.progress import track
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheIncompleteError, CacheMismatchError, UserError
 from cache_builder.positions import groups_of_rows
-from cache_builder.storage.base import write_error
+from cache_builder.storage.local import write_error
 
 METADATA = "footsteps"
 GROUP_POSITIONS = 32_768

@@ -40,7 +40,8 @@ from cache_builder.format.records import Targets
 from cache_builder.interchange.check import UNKNOWN, Reading, Source, first_pass, scratch_folder
 from cache_builder.interchange.rows import Tail
 from cache_builder.interchange.tables import digest
-from cache_builder.storage.base import Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.open import open_store
 
 
 def import_cache(
@@ -85,7 +86,7 @@ def import_cache(
             tail=tail,
             left_out=reading.left_out,
         )
-        with store.hold((0, 1)):
+        with store.lock_part((0, 1)):
             _write(source, store, _manifest(imported, corpus, tokenizer, reading.top_k), name, corpus, reading)
         open_cache(url)
     return reading
@@ -123,18 +124,18 @@ def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: 
         attn_implementation=UNKNOWN,
     )
     writer = CheckpointWriter(store, manifest, name)
-    with store.stage():
+    with store.exclusive():
         create_cache(store, manifest, corpus)
         _refuse_another(store, name)
         write_order(store, [name])
         if not store.exists(f"{PROBE}/zarr.json"):
             write_probe(store, identity, np.empty(0, np.int64), np.empty((0, 1), np.uint32))
     if not writer.is_complete():
-        with store.stage():
+        with store.exclusive():
             writer.begin(identity)
         _write_shards(source, writer, corpus, reading)
         writer.write_extras(None, np.empty((0, 1), np.uint16), np.empty(0, np.float32))
-    with store.stage():
+    with store.exclusive():
         complete = writer.finish(corpus.position_offsets)
     assert complete
 

@@ -7,11 +7,21 @@ place: nothing │ this cache │ an unfinished copy of it    anything else is r
 import re
 from dataclasses import dataclass
 
+from cache_builder.atomic import PART_SUFFIX
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from cache_builder.format import manifest as names
-from cache_builder.format.manifest import CheckpointGroup, CorpusGroup, Ledger, LedgerEntry, Manifest, ProbeGroup
-from cache_builder.storage.base import ARRIVING, BESIDE, PART_SUFFIX, Store
+from cache_builder.format.manifest import (
+    ARRIVING,
+    BESIDE,
+    CheckpointGroup,
+    CorpusGroup,
+    Ledger,
+    LedgerEntry,
+    Manifest,
+    ProbeGroup,
+)
+from cache_builder.storage.base import Store
 
 CHECK_BYTES = 64 << 20
 _FILE = re.compile(r"[a-z_]+/(zarr\.json|c/(0/)?[0-9]+)")

@@ -18,6 +18,7 @@ from typing import TypeVar
 from cache_builder.cache.writer import LEDGER
 from cache_builder.errors import CacheDamagedError
 from cache_builder.format.manifest import (
+    ARRIVING,
     CHECKPOINTS,
     ROOT,
     CheckpointGroup,
@@ -31,7 +32,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.sharing.card import CARD, is_ours, write_card
 from cache_builder.sharing.copy_plan import Offer, check_place
-from cache_builder.storage.base import ARRIVING, Store
+from cache_builder.storage.base import Store
 from cache_builder.storage.hub import HubStore
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callabl
     """
     if isinstance(place, HubStore):
         place.make_repository()
-    with place.hold((0, 1)):
+    with place.lock_part((0, 1)):
         sizes = check_place(offer, place)
         moved = Moved()
         arriving = [(ARRIVING, seal(offer.manifest))] if not {ROOT, ARRIVING} & sizes.keys() else []
@@ -93,18 +94,19 @@ def _bring_to_hub(
     offer: Offer, hub: HubStore, sizes: dict[str, int], jobs: int, moved: Moved, done: Callable[[int], None]
 ) -> None:
     digests = hub.digests()
-    missing: list[tuple[str, LedgerEntry]] = []
+    missing: dict[str, LedgerEntry] = {}
     for key, entry in offer.files:
         digest = digests.get(key) or (sha256(hub.read(key)) if sizes.get(key) == entry.bytes else None)
         if digest == entry.sha256:
             _count(moved, entry, False)
             done(entry.bytes)
         else:
-            missing.append((key, entry))
-    for batch in hub.batches(missing):
-        data = _in_parallel(lambda file: (file[0], read_checked(offer.source, *file)), batch, jobs)
+            missing[key] = entry
+    for batch in hub.batches([(key, entry.bytes) for key, entry in missing.items()]):
+        files = [(key, missing[key]) for key in batch]
+        data = _in_parallel(lambda file: (file[0], read_checked(offer.source, *file)), files, jobs)
         hub.upload(list(data), jobs)
-        for _, entry in batch:
+        for _, entry in files:
             _count(moved, entry, True)
             done(entry.bytes)
 

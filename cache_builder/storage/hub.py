@@ -34,7 +34,6 @@ from cache_builder.errors import (
     MissingError,
     UserError,
 )
-from cache_builder.format.manifest import LedgerEntry
 from cache_builder.storage.retries import reason_of
 
 BATCH_FILES, BATCH_BYTES = 128, 256 << 20
@@ -127,14 +126,16 @@ class HubStore:
                 )
 
     @staticmethod
-    def batches(files: list[tuple[str, LedgerEntry]]) -> Iterator[list[tuple[str, LedgerEntry]]]:
-        """Cut a list of files into what is uploaded together."""
-        batch: list[tuple[str, LedgerEntry]] = []
-        for key, entry in files:
-            if batch and (len(batch) == BATCH_FILES or sum(e.bytes for _, e in batch) + entry.bytes > BATCH_BYTES):
+    def batches(files: list[tuple[str, int]]) -> Iterator[list[str]]:
+        """Cut a list of (key, bytes) into the keys of what is uploaded together."""
+        batch: list[str] = []
+        batch_bytes = 0
+        for key, size in files:
+            if batch and (len(batch) == BATCH_FILES or batch_bytes + size > BATCH_BYTES):
                 yield batch
-                batch = []
-            batch.append((key, entry))
+                batch, batch_bytes = [], 0
+            batch.append(key)
+            batch_bytes += size
         if batch:
             yield batch
 
@@ -191,14 +192,14 @@ class HubStore:
         if self._files(prefix):
             self.commit(prefix, b"")
 
-    def hold(self, part: tuple[int, int]) -> AbstractContextManager[None]:
+    def lock_part(self, part: tuple[int, int]) -> AbstractContextManager[None]:
         """Hold nothing: what writes names the commit before its own, and is refused where that has changed."""
         return nullcontext()
 
-    def hand(self) -> AbstractContextManager[None]:
+    def join_as_worker(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def stage(self) -> AbstractContextManager[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def _files(self, prefix: str) -> dict[str, RepoFile]:

@@ -1,8 +1,8 @@
-"""Who builds which part of a local cache, so that two builders never do the same work.
+"""File locks between the builders of one local cache, so that two never do the same work.
 
     <cache>/.locks/part-<i>-of-<n>    held with flock while part i of n is being built; the text names the holder
-    <cache>/.locks/hand-<id>          held with flock by a process that works for a holder (an actor on a cluster)
-    <cache>/.locks/stage              held with flock during a stage that one builder does for all
+    <cache>/.locks/worker-<id>        held with flock by a process that works for a holder (an actor on a cluster)
+    <cache>/.locks/exclusive          held with flock during what one builder does for all
     <cache>/.locks/.lock              held with flock while the files beside it are made and removed
 
 The kernel drops a lock when its holder dies, however it dies; a file system shared by several hosts tells them of each
@@ -11,67 +11,18 @@ so a finished cache holds no trace of who built it.
 """
 
 import fcntl
-import getpass
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cache_builder.errors import CacheBusyError, CacheWriteError
+from cache_builder.storage.holders import EXCLUSIVE, LOCK_FOLDER, busy_message, holder_name, parts_clash
 
-LOCK_FOLDER = ".locks"
-STAGE = "stage"
-HANDS_SECONDS = 120.0
-"""How long a new holder waits for the hands of one that died; they notice it within seconds."""
-
-
-def holder_name(part: tuple[int, int]) -> str:
-    """Describe this process to whoever is refused because of it."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = str(os.getuid())
-    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"{user}@{socket.gethostname()}, process {os.getpid()}, part {part[0]}/{part[1]}, since {since}"
-
-
-def machine() -> str:
-    """Name the place within which a process id means a process: hosts, and containers, may share a host name."""
-    place = [socket.gethostname()]
-    with suppress(OSError):  # not Linux
-        place += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(place)
-
-
-def is_alive(process: int) -> bool:
-    """Say whether a process of this machine still runs; one that was killed and that nobody has waited for does not."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:  # not Linux, or it has just ended
-        return True
-
-
-def parts_clash(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Say whether two parts may hold the same unit of work."""
-    return one == other or one[1] != other[1]
-
-
-def busy_message(where: str, part: tuple[int, int], holder: str) -> str:
-    """Say who holds the cache."""
-    return (
-        f"cache {where}: part {part[0]}/{part[1]} cannot be built now, because another builder is at work: {holder}; "
-        "wait for it or stop it (to share the work, give every builder its own --part i/n of the same n)"
-    )
+WORKERS_SECONDS = 120.0
+"""How long a new builder waits for the workers of one that died; they notice it within seconds."""
 
 
 @contextmanager
@@ -121,7 +72,7 @@ class LocalLocks:
         self.folder = folder / LOCK_FOLDER
 
     @contextmanager
-    def hold(self, part: tuple[int, int]) -> Iterator[None]:
+    def lock_part(self, part: tuple[int, int]) -> Iterator[None]:
         """Be the only builder of `part` until the block ends.
 
         Raises:
@@ -136,23 +87,23 @@ class LocalLocks:
                     raise CacheBusyError(busy_message(str(self.cache), part, holder))
             descriptor = _hold_file(path, holder_name(part))
         try:
-            self._wait_for_hands(part)
+            self._wait_for_workers(part)
             yield
         finally:
             with suppress(CacheBusyError):
-                self._wait_for_hands(part)
+                self._wait_for_workers(part)
             with folder_lock(self.folder):
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
                 if not any(self.folder.glob("part-*")):
-                    (self.folder / STAGE).unlink(missing_ok=True)
+                    (self.folder / EXCLUSIVE).unlink(missing_ok=True)
             with suppress(OSError):  # others are still at work
                 self.folder.rmdir()
 
     @contextmanager
-    def hand(self) -> Iterator[None]:
+    def join_as_worker(self) -> Iterator[None]:
         """Work for the one builder that holds part 0 of 1; nobody else will hold the cache before the block ends."""
-        path = self.folder / f"hand-{uuid.uuid4().hex}"
+        path = self.folder / f"worker-{uuid.uuid4().hex}"
         with folder_lock(self.folder):
             descriptor = _hold_file(path, f"a worker of {holder_name((0, 1))}")
         try:
@@ -162,9 +113,9 @@ class LocalLocks:
             os.close(descriptor)
 
     @contextmanager
-    def stage(self) -> Iterator[None]:
-        """Wait for the stage's lock and hold it until the block ends; only inside `hold`, or `hand`."""
-        path = self.folder / STAGE
+    def exclusive(self) -> Iterator[None]:
+        """Wait until nobody else is in such a block; only inside `lock_part`, or `join_as_worker`."""
+        path = self.folder / EXCLUSIVE
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         lock_file(descriptor, path)
         try:
@@ -172,12 +123,12 @@ class LocalLocks:
         finally:
             os.close(descriptor)
 
-    def _wait_for_hands(self, part: tuple[int, int]) -> None:
+    def _wait_for_workers(self, part: tuple[int, int]) -> None:
         """Wait until no process works for a builder that has ended, or was killed."""
-        until = time.monotonic() + HANDS_SECONDS
+        until = time.monotonic() + WORKERS_SECONDS
         while True:
             with folder_lock(self.folder):
-                holders = [holder for path in self.folder.glob("hand-*") if (holder := _holder_of(path))]
+                holders = [holder for path in self.folder.glob("worker-*") if (holder := _holder_of(path))]
             if not holders:
                 return
             if time.monotonic() > until:

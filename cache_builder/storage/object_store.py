@@ -1,41 +1,22 @@
 """A cache on an object store, through fsspec: s3://…, gs://…, or any other URL whose package is installed.
 
     commit(key, data)    one PUT ─ read back: an object appears whole or not at all
-    .locks/<name>        a lease: {"holder", "host", "process", "token", "renewed"}, created only where there is none,
-                         renewed every minute; after five minutes without it its holder counts as dead
 
-A request that fails for a passing reason is repeated (`retries.py`). An object store has no lock that ends with its
-holder, so whoever wants the part of a builder on another machine waits until that renews its lease, which shows that it
-lives, or until the lease is over. Two builders that both think they hold a part still write the same bytes, each object
-whole.
+A request that fails for a passing reason is repeated (`retries.py`). Builders keep apart by `leases.py`.
 """
 
 import hashlib
-import json
 import os
 import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import fsspec
-from rich.console import Console
 
-from cache_builder.errors import (
-    CacheBusyError,
-    CacheDamagedError,
-    CacheUnreachableError,
-    CacheWriteError,
-    ConfigError,
-)
-from cache_builder.storage.locks import LOCK_FOLDER, STAGE, busy_message, holder_name, is_alive, machine, parts_clash
+from cache_builder.errors import CacheDamagedError, CacheUnreachableError, CacheWriteError, ConfigError
+from cache_builder.storage.holders import LOCK_FOLDER
+from cache_builder.storage.leases import Leases
 from cache_builder.storage.retries import attempt, without_secrets
-
-RENEW_SECONDS = 60.0
-LEASE_SECONDS = 300.0
-POLL_SECONDS = 0.5
 
 
 class RemoteStore:
@@ -99,7 +80,8 @@ class RemoteStore:
             )
 
     def remove(self, key: str) -> None:
-        self._remove(self.path(key))
+        with suppress(FileNotFoundError):
+            attempt(lambda: self.fs.rm_file(self.path(key)), f"remove an object below {self.where('')}")
 
     def remove_tree(self, prefix: str) -> None:
         keys = self.sizes(prefix)
@@ -110,80 +92,36 @@ class RemoteStore:
             for key in self.sizes(prefix):
                 self.remove(key)
 
-    @contextmanager
-    def hold(self, part: tuple[int, int]) -> Iterator[None]:
-        with self._lease(f"part-{part[0]}-of-{part[1]}.json", part, wait=False):
-            for name, lease in self._leases().items():
-                if not name.startswith("part-") or is_over(lease):
-                    continue
-                index, _, parts = name.removeprefix("part-").removesuffix(".json").partition("-of-")
-                other = (int(index), int(parts))
-                if other != part and parts_clash(other, part):
-                    raise CacheBusyError(busy_message(self.where(""), part, lease["holder"]))
-            yield
+    def lock_part(self, part: tuple[int, int]) -> AbstractContextManager[None]:
+        return Leases(self).lock_part(part)
 
-    def hand(self) -> AbstractContextManager[None]:
+    def join_as_worker(self) -> AbstractContextManager[None]:
         """Hold nothing: what still works when its builder has died writes the same bytes, each object whole."""
         return nullcontext()
 
-    @contextmanager
-    def stage(self) -> Iterator[None]:
-        with self._lease(f"{STAGE}.json", (0, 1), wait=True):
-            yield
+    def exclusive(self) -> AbstractContextManager[None]:
+        return Leases(self).exclusive()
 
-    @contextmanager
-    def _lease(self, name: str, part: tuple[int, int], *, wait: bool) -> Iterator[None]:
-        path = self.path(f"{LOCK_FOLDER}/{name}")
-        lease = {"holder": holder_name(part), "host": machine(), "process": os.getpid()}
-        lease["token"] = uuid.uuid4().hex
-        seen: dict[str, Any] | None = None
-        while not self._create(path, lease):
-            holder = self._leases().get(name)
-            if holder is None:
-                continue
-            if holder.get("token") == lease["token"]:  # an earlier attempt had arrived, only its answer had not
-                break
-            if is_over(holder):
-                self._remove(path)
-                continue
-            if seen is None and holder["host"] != machine():
-                what = f"waiting for {holder['holder']}, or, if it is dead, for the end of its lease"
-                Console(stderr=True).print(what, markup=False, highlight=False, soft_wrap=True)
-            seen = seen or holder
-            lives = holder["host"] == machine() or holder["renewed"] != seen["renewed"]
-            if lives and not wait:
-                raise CacheBusyError(busy_message(self.where(""), part, holder["holder"]))
-            time.sleep(POLL_SECONDS)
-        done = threading.Event()
-        renewal = threading.Thread(target=self._renew, args=(path, lease, done), daemon=True)
-        renewal.start()
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object there where there is none; say whether it was put."""
         try:
-            yield
-        finally:
-            done.set()
-            renewal.join()
-            with suppress(CacheUnreachableError):  # then the lease ends with its time
-                self._remove(path)
-
-    def _create(self, path: str, lease: dict[str, Any]) -> bool:
-        try:
-            attempt(lambda: self.fs.pipe_file(path, _stamped(lease), mode="create"), f"write below {self.where('')}")
+            attempt(lambda: self.fs.pipe_file(self.path(key), data, mode="create"), f"write below {self.where('')}")
         except FileExistsError:
             return False
         return True
 
-    def _renew(self, path: str, lease: dict[str, Any], done: threading.Event) -> None:
-        while not done.wait(RENEW_SECONDS):
-            with suppress(CacheUnreachableError):  # tried again at the next turn, well before the lease is over
-                attempt(lambda: self.fs.pipe_file(path, _stamped(lease)), f"write below {self.where('')}", done)
+    def replace(self, key: str, data: bytes, stop: threading.Event) -> None:
+        """Put a small object there without reading it back; `stop` ends repetitions."""
+        attempt(lambda: self.fs.pipe_file(self.path(key), data), f"write below {self.where('')}", stop)
 
-    def _leases(self) -> dict[str, dict[str, Any]]:
-        leases: dict[str, dict[str, Any]] = {}
-        for path in self._find(LOCK_FOLDER):
+    def contents(self, prefix: str) -> dict[str, bytes]:
+        """Return every object below `prefix` by its last name."""
+        found: dict[str, bytes] = {}
+        for path in self._find(prefix):
             with suppress(FileNotFoundError):
                 data = attempt(lambda: self.fs.cat_file(path), f"read below {self.where('')}")  # noqa: B023
-                leases[path.rpartition("/")[2]] = json.loads(data)
-        return leases
+                found[path.rpartition("/")[2]] = data
+        return found
 
     def _find(self, prefix: str) -> dict[str, Any]:
         self.fs.invalidate_cache()
@@ -191,10 +129,6 @@ class RemoteStore:
             return attempt(lambda: self.fs.find(self.path(prefix), detail=True), f"list {self.where(prefix)}")
         except FileNotFoundError:
             return {}
-
-    def _remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            attempt(lambda: self.fs.rm_file(path), f"remove an object below {self.where('')}")
 
     def _read_part(self, key: str, start: int, end: int | None, size: int) -> bytes:
         try:
@@ -217,16 +151,3 @@ class RemoteStore:
                 raise ConfigError(f"cache {self.where('')}: {error}") from error
             self._connection = (os.getpid(), fs, root.rstrip("/"))
         return self._connection[1], self._connection[2]
-
-
-def is_over(lease: dict[str, Any]) -> bool:
-    """Say whether a lease's holder is gone: its time is over, or it ran on this machine and no longer does."""
-    if time.time() - lease["renewed"] > LEASE_SECONDS:
-        return True
-    if lease["host"] != machine():
-        return False
-    return not is_alive(lease["process"])
-
-
-def _stamped(lease: dict[str, Any]) -> bytes:
-    return json.dumps({**lease, "renewed": time.time()}).encode()

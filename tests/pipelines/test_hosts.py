@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_builder.storage.base import open_store
+from cache_builder.storage.open import open_store
 from tests.support.caches import Teaching, files_of
 from tests.support.hosts import address, network
 from tests.support.object_store import s3_bucket

@@ -23,7 +23,7 @@ from cache_builder.format.records import Targets
 from cache_builder.format.zarr_shards import crc32c
 from cache_builder.sharing.copy_plan import plan_offer
 from cache_builder.sharing.transfer import transfer
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
 from tests.support.toys import load_toy
 from tools.synthetic_cache import Synthetic, write_synthetic_cache

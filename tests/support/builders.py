@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from cache_builder.storage import base as store
 from tests.support.caches import Teaching
 
 
@@ -84,7 +83,7 @@ def die_at_fsync(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
 
-    store.os.fsync = counting_fsync
+    os.fsync = counting_fsync
 
 
 if __name__ == "__main__":

@@ -128,11 +128,11 @@ def furnish(teaching: Teaching, folder: Path, cache: str) -> None:
 
 def array(teaching: Teaching, folder: Path, cache: str) -> dict[str, object]:
     """Be refused by a living holder, build, lose a host in the middle, have another do its part."""
-    from cache_builder.storage import object_store as remote_store
-    from cache_builder.storage.base import open_store
+    from cache_builder.storage import leases
+    from cache_builder.storage.open import open_store
     from trainer.cli import main as footsteps
 
-    remote_store.RENEW_SECONDS, remote_store.LEASE_SECONDS = 0.5, 4.0
+    leases.RENEW_SECONDS, leases.LEASE_SECONDS = 0.5, 4.0
     store = open_store(cache)
 
     def build(number: int, part: str) -> int:
@@ -147,7 +147,7 @@ def array(teaching: Teaching, folder: Path, cache: str) -> dict[str, object]:
         return start(number, folder / str(number), run)
 
     def hold() -> int:
-        with store.hold((0, 3)):
+        with store.lock_part((0, 3)):
             (folder / "held").touch()
             time.sleep(60)
         return 0

@@ -21,7 +21,7 @@ from cache_builder.format.manifest import (
     TokenizerIdentity,
 )
 from cache_builder.format.records import Targets, quantise
-from cache_builder.storage.base import open_store
+from cache_builder.storage.open import open_store
 
 CHECKPOINTS = ("checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-400")
 METHODS = ("sft", "td", "taid", "scd+aw")

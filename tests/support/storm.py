@@ -30,7 +30,8 @@ import torch
 from cache_builder.errors import CacheUnreachableError, CacheWriteError
 from cache_builder.format.manifest import sha256
 from cache_builder.storage import retries
-from cache_builder.storage.base import Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.open import open_store
 from tests.support.caches import Teaching
 from tests.support.object_store import BreakingProxy, s3_environment
 

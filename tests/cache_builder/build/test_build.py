@@ -25,7 +25,7 @@ from cache_builder.errors import (
     MissingError,
     ModelError,
 )
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tests.conftest import color_examples
 from tests.support.caches import Teaching, files_of
 from tests.support.paths import ROOT
@@ -33,8 +33,8 @@ from tests.support.paths import ROOT
 HOLD = """
 import sys, time
 from pathlib import Path
-from cache_builder.storage.base import LocalStore
-with LocalStore(Path(sys.argv[1])).hold((int(sys.argv[2]), int(sys.argv[3]))):
+from cache_builder.storage.local import LocalStore
+with LocalStore(Path(sys.argv[1])).lock_part((int(sys.argv[2]), int(sys.argv[3]))):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -183,7 +183,7 @@ def test_two_builders_at_once_the_second_is_told_who_holds_the_cache(teaching: T
 
 def test_different_parts_are_held_at_the_same_time(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "cache")
-    with store.hold((0, 2)), LocalStore(tmp_path / "cache").hold((1, 2)), store.stage():
+    with store.lock_part((0, 2)), LocalStore(tmp_path / "cache").lock_part((1, 2)), store.exclusive():
         pass
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -214,7 +214,7 @@ def test_a_failing_write_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: p
 
     store = LocalStore(tmp_path)
     store.commit("a", b"before")
-    monkeypatch.setattr("cache_builder.storage.base.os.fsync", failing_fsync)
+    monkeypatch.setattr("cache_builder.atomic.os.fsync", failing_fsync)
     with pytest.raises(CacheWriteError, match="no space is left"):
         store.commit("a", b"after")
     assert files_of(tmp_path) == {"a": b"before"}

@@ -183,7 +183,7 @@ def test_a_shard_that_a_dead_actor_had_committed_is_counted_and_not_written_agai
     there, missing = 0, writer.n_shards - 1
     committed = (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns
     positions = sum(end - start for start, end in (writer.spec.span(shard) for shard in (there, missing)))
-    with job.store.hold((0, 1)):
+    with job.store.lock_part((0, 1)):
         assert actor.build([], "step-1", Work(0, (there, missing), probe_pass=False))[0] == positions
     assert (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns == committed
     assert writer.is_shard_done(missing)

@@ -20,7 +20,7 @@ from cache_builder.errors import (
     UserError,
 )
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, encode_shard
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tests.support.caches import files_of
 from tests.support.paths import ROOT
 from tools.make_fixture_cache import FIXTURE

@@ -14,7 +14,7 @@ from cache_builder.format.manifest import (
     unseal,
 )
 from cache_builder.format.records import quantise
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tests.support.caches import files_of
 from tools.make_fixture_cache import FIXTURE
 from tools.make_fixture_cache import FOLDER as FIXTURE_FOLDER

@@ -16,7 +16,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, encode_records, quantise
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 
 VOCABULARY = 1 << 24
 

@@ -23,7 +23,8 @@ from cache_builder.interchange.axolotl import AxolotlSource
 from cache_builder.interchange.check import Reading
 from cache_builder.interchange.distillkit import DistillKitSource
 from cache_builder.interchange.importing import import_cache
-from cache_builder.storage.base import LocalStore, open_store
+from cache_builder.storage.local import LocalStore
+from cache_builder.storage.open import open_store
 from tests.cache_builder.cli.test_cache_commands import call
 from tests.cache_builder.interchange.test_exporting import assert_equals
 from tests.conftest import color_examples

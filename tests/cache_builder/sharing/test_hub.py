@@ -22,14 +22,16 @@ from cache_builder.errors import (
     MissingError,
 )
 from cache_builder.format.manifest import (
+    ARRIVING,
     ROOT,
 )
 from cache_builder.sharing.card import CARD
 from cache_builder.sharing.copy_plan import plan_offer
 from cache_builder.sharing.transfer import transfer
 from cache_builder.storage import hub as hub_store
-from cache_builder.storage.base import ARRIVING, LocalStore, open_store
 from cache_builder.storage.hub import HubStore
+from cache_builder.storage.local import LocalStore
+from cache_builder.storage.open import open_store
 from tests.cache_builder.sharing.test_transfer import call, counts, data_files, write
 from tests.support import paths
 from tests.support.caches import files_of, make_teaching
@@ -163,7 +165,7 @@ def test_what_the_hub_refuses_is_one_message_without_a_secret(
     with pytest.raises(ConfigError, match="is a model; expected hf://datasets"):
         open_store("hf://me/model")
     call("push", source, PLACE)
-    with open_store(PLACE).hold((0, 1)), pytest.raises(ConfigError, match="then `footsteps cache push`"):
+    with open_store(PLACE).lock_part((0, 1)), pytest.raises(ConfigError, match="then `footsteps cache push`"):
         open_store(PLACE).commit("checkpoints/d/records/c/0/0", b"")
     missing = next(iter(hub.blobs))
     for path, data in hub.repositories[REPOSITORY].tree("main").items():

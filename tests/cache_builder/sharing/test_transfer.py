@@ -27,6 +27,7 @@ from cache_builder.errors import (
     MissingError,
 )
 from cache_builder.format.manifest import (
+    ARRIVING,
     ROOT,
     CheckpointGroup,
     CheckpointOrder,
@@ -37,8 +38,10 @@ from cache_builder.format.manifest import (
 from cache_builder.sharing.card import is_ours, markdown_line, write_card
 from cache_builder.sharing.copy_plan import plan_offer
 from cache_builder.sharing.transfer import transfer
-from cache_builder.storage.base import ARRIVING, LocalStore, Store, open_store
+from cache_builder.storage.base import Store
+from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
+from cache_builder.storage.open import open_store
 from tests.cache_builder.interchange.test_interchange import SEQUENCES, Teacher
 from tests.support import paths
 from tests.support.builders import die_at_fsync
@@ -203,7 +206,7 @@ def test_a_place_that_holds_anything_else_is_refused(source: Path, tmp_path: Pat
     with pytest.raises(CacheMismatchError, match=r"full is not a cache and not empty \(it holds 'notes.txt'\)"):
         call("pull", source, tmp_path / "full")
     assert files_of(tmp_path / "full") == {"notes.txt": b"mine"}
-    with LocalStore(tmp_path / "busy").hold((0, 1)), pytest.raises(CacheBusyError, match=f"process {os.getpid()}"):
+    with LocalStore(tmp_path / "busy").lock_part((0, 1)), pytest.raises(CacheBusyError, match=f"process {os.getpid()}"):
         call("pull", source, tmp_path / "busy")
 
 

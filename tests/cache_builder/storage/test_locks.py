@@ -13,14 +13,15 @@ import pytest
 
 from cache_builder.errors import CacheBusyError, CacheWriteError
 from cache_builder.storage import locks
-from cache_builder.storage.locks import LocalLocks, folder_lock, is_alive, machine
+from cache_builder.storage.holders import is_alive, machine
+from cache_builder.storage.locks import LocalLocks, folder_lock
 from tests.support.paths import ROOT
 
-HAND = """
+WORKER = """
 import sys, time
 from pathlib import Path
 from cache_builder.storage.locks import LocalLocks
-with LocalLocks(Path(sys.argv[1])).hand():
+with LocalLocks(Path(sys.argv[1])).join_as_worker():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -59,7 +60,7 @@ def test_every_lock_is_on_a_file_open_for_writing_as_a_network_file_system_needs
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     held = LocalLocks(tmp_path)
-    with folder_lock(tmp_path / "run"), held.hold((0, 1)), held.stage():
+    with folder_lock(tmp_path / "run"), held.lock_part((0, 1)), held.exclusive():
         pass
     assert set(modes) == {os.O_RDWR}
     assert len(modes) >= 5
@@ -71,31 +72,31 @@ def test_a_file_system_without_locks_is_one_clear_message(tmp_path: Path, monkey
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     with pytest.raises(CacheWriteError, match=r"cannot be locked: Function not implemented.*docs/clusters\.md"):
-        LocalLocks(tmp_path).hold((0, 1)).__enter__()
+        LocalLocks(tmp_path).lock_part((0, 1)).__enter__()
 
 
-def test_the_next_holder_waits_for_the_hands_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_holder_waits_for_the_workers_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = LocalLocks(tmp_path)
     with folder_lock(held.folder):
         pass
-    hand = subprocess.Popen([sys.executable, "-c", HAND, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert hand.stdout is not None
-    assert hand.stdout.readline() == "held\n"
-    monkeypatch.setattr(locks, "HANDS_SECONDS", 0.2)
-    with pytest.raises(CacheBusyError, match=f"a worker of .*process {hand.pid}"):
-        held.hold((0, 1)).__enter__()
-    monkeypatch.setattr(locks, "HANDS_SECONDS", 60.0)
-    killer = threading.Timer(0.5, hand.send_signal, [signal.SIGKILL])
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "held\n"
+    monkeypatch.setattr(locks, "WORKERS_SECONDS", 0.2)
+    with pytest.raises(CacheBusyError, match=f"a worker of .*process {worker.pid}"):
+        held.lock_part((0, 1)).__enter__()
+    monkeypatch.setattr(locks, "WORKERS_SECONDS", 60.0)
+    killer = threading.Timer(0.5, worker.send_signal, [signal.SIGKILL])
     killer.start()
     started = time.monotonic()
-    with held.hold((0, 1)):
+    with held.lock_part((0, 1)):
         assert time.monotonic() - started > 0.4
-    hand.communicate()
+    worker.communicate()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_host_name_and_process_id_in_another_container_is_another_machine() -> None:
-    program = "from cache_builder.storage.locks import machine; print(machine())"
+    program = "from cache_builder.storage.holders import machine; print(machine())"
     elsewhere = subprocess.run(
         ["unshare", "--pid", "--fork", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,5 +1,6 @@
 """The same cache on a real S3 server, moto's, started here; and on fsspec's memory, for what needs no server."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,12 @@ import pytest
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
 from cache_builder.errors import CacheBusyError, CacheDamagedError, CacheIncompleteError, ConfigError, MissingError
-from cache_builder.storage.base import LocalStore, open_store
-from cache_builder.storage.locks import machine
-from cache_builder.storage.object_store import LEASE_SECONDS, RemoteStore, is_over
+from cache_builder.storage import leases
+from cache_builder.storage.holders import machine
+from cache_builder.storage.leases import LEASE_SECONDS, Leases, is_over, stamped
+from cache_builder.storage.local import LocalStore
+from cache_builder.storage.object_store import RemoteStore
+from cache_builder.storage.open import open_store
 from tests.support.caches import Teaching, files_of
 from tests.support.paths import ROOT
 from tools.make_fixture_cache import FIXTURE
@@ -99,14 +103,14 @@ def test_damaged_objects_are_named_and_never_read(bucket: str, tmp_path: Path) -
 @pytest.mark.parametrize("scheme", ["s3", "memory"])
 def test_two_builders_never_hold_the_same_part(scheme: str, request: pytest.FixtureRequest) -> None:
     url = f"{request.getfixturevalue('bucket')}/held" if scheme == "s3" else "memory://held"
-    with RemoteStore(url).hold((0, 2)):
+    with RemoteStore(url).lock_part((0, 2)):
         with pytest.raises(CacheBusyError, match=f"process {os.getpid()}, part 0/2"):
-            RemoteStore(url).hold((0, 2)).__enter__()
+            RemoteStore(url).lock_part((0, 2)).__enter__()
         with pytest.raises(CacheBusyError, match="same n"):
-            RemoteStore(url).hold((0, 3)).__enter__()
-        with RemoteStore(url).hold((1, 2)), RemoteStore(url).stage():
+            RemoteStore(url).lock_part((0, 3)).__enter__()
+        with RemoteStore(url).lock_part((1, 2)), RemoteStore(url).exclusive():
             pass
-    assert RemoteStore(url)._leases() == {}
+    assert Leases(RemoteStore(url)).all() == {}
 
 
 def test_a_lease_ends_with_its_time_or_with_its_process_on_the_same_machine() -> None:
@@ -124,11 +128,32 @@ def test_a_dead_builders_lease_is_taken_over() -> None:
     store = RemoteStore(url)
     program = "import os; print(os.getpid())"
     process = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
-    lease = {"holder": "x", "host": machine(), "process": process, "renewed": time.time()}
-    assert store._create(store.path(".locks/part-0-of-1.json"), lease)
-    store.fs.pipe_file(store.path(".locks/part-0-of-1.json"), str(lease).replace("'", '"').encode())
-    with store.hold((0, 1)):
+    lease = {"holder": "x", "host": machine(), "process": process}
+    assert store.create(".locks/part-0-of-1.json", stamped(lease))
+    with store.lock_part((0, 1)):
         pass
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"holder": "x"}', b"[" * 200_000])
+def test_an_object_that_is_no_lease_holds_nothing_up(garbage: bytes) -> None:
+    store = RemoteStore("memory://garbage")
+    store.create(".locks/part-0-of-1.json", garbage)
+    store.create(".locks/part-0-of-3.json", garbage)
+    with store.lock_part((0, 1)):
+        assert set(Leases(store).all()) == {"part-0-of-1.json", "part-0-of-3.json"}
+    store.remove(".locks/part-0-of-3.json")
+
+
+def test_the_lease_of_a_dead_builder_whose_clock_was_fast_ends_by_our_own_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+    store = RemoteStore("memory://fast")
+    ahead = {"holder": "x", "host": "elsewhere", "process": 1, "renewed": time.time() + 1e6}
+    assert store.create(".locks/part-0-of-1.json", json.dumps(ahead).encode())
+    begun = time.monotonic()
+    with store.lock_part((0, 1)):
+        assert 1.0 < time.monotonic() - begun < 20
 
 
 def test_a_place_without_a_cache_or_without_its_package_is_named() -> None:

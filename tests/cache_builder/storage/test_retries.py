@@ -9,6 +9,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from cache_builder.errors import CacheUnreachableError, CacheWriteError
 from cache_builder.storage import retries
+from cache_builder.storage.leases import Leases
 from cache_builder.storage.object_store import RemoteStore
 from cache_builder.storage.retries import attempt, may_pass, reason_of, without_secrets
 from tests.support.object_store import BreakingProxy, s3_environment
@@ -57,11 +58,11 @@ def test_a_store_that_stays_away_is_one_message_and_never_reads_as_an_empty_one(
 
 def test_a_lease_whose_creation_was_answered_by_silence_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     store = RemoteStore("memory://silence")
-    create = store._create
+    create = store.create
     answers = iter([False, True])
-    monkeypatch.setattr(store, "_create", lambda path, lease: create(path, lease) and next(answers))
-    with store.hold((0, 1)):
-        assert len(store._leases()) == 1
+    monkeypatch.setattr(store, "create", lambda key, data: create(key, data) and next(answers))
+    with store.lock_part((0, 1)):
+        assert len(Leases(store).all()) == 1
 
 
 def test_only_what_may_pass_is_tried_again(quick: None) -> None:

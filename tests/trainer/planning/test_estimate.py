@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.format.size import ArraySize, CacheSize, recommended_layout
 from cache_builder.format.zarr_shards import ArraySpec, encode_shard
-from cache_builder.storage.base import LocalStore
+from cache_builder.storage.local import LocalStore
 from tests.support.caches import make_teaching
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.loop.order import RowStream, epoch_order

@@ -1,0 +1,105 @@
+"""Write a file or a folder whole or not at all, whatever interrupts it: the one place where this program does so.
+
+    <name>….part ─ write ─ fsync ─ rename to <name> ─ fsync of the folder that holds it
+
+A reader sees what was there before, or all of what is new. What a kill leaves has a name that ends with `.part`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PART_SUFFIX = ".part"
+"""What is being written, or was when its writer was killed."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file; several processes may write it at once, and one of them wins."""
+    # The process is in the name, as a second writer of one part would truncate it under the first.
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        write_synced(part, data)
+        rename_synced(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file; lines end as they do in `text`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, indented."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the name under which the block writes a file; it becomes `path` where the block succeeds.
+
+    The name is the same each time, so that a large file which a kill left half written is replaced by the next attempt.
+    """
+    part = path.with_name(path.name + PART_SUFFIX)
+    try:
+        yield part
+        _sync(part)
+        rename_synced(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give the empty folder that the block fills; it becomes `path`, where nothing is, if the block succeeds."""
+    part = path.with_name(path.name + PART_SUFFIX)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for folder, _, files in os.walk(part):
+            for file in files:
+                _sync(Path(folder) / file)
+            sync_folder(Path(folder))
+        rename_synced(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        # Before any rename: a file system may make a new name durable before the bytes, and after a power cut the name
+        # would stand for an empty file.
+        os.fsync(file.fileno())
+
+
+def rename_synced(part: Path, path: Path) -> None:
+    """Rename a file, over what is there, or a folder, and wait until the disk has the new name."""
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
+    if os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

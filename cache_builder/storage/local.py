@@ -1,0 +1,136 @@
+"""A cache in a local folder.
+
+commit(key, data)    <key>.part ─ fsync ─ read back ─ rename to <key> ─ fsync folder: all of it or none
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_builder.atomic import PART_SUFFIX, rename_synced, sync_folder, write_synced
+from cache_builder.errors import CacheDamagedError, CacheWriteError
+from cache_builder.storage.holders import LOCK_FOLDER
+
+if TYPE_CHECKING:
+    from cache_builder.storage.locks import LocalLocks
+
+
+class LocalStore:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def where(self, key: str) -> str:
+        return str(self.folder / key)
+
+    def read(self, key: str) -> bytes:
+        try:
+            return (self.folder / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise CacheDamagedError(f"{self.where(key)} is damaged: the file is missing") from None
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        try:
+            with (self.folder / key).open("rb", buffering=0) as file:
+                file.seek(start)
+                data = file.read(size)
+        except FileNotFoundError:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: the file is missing") from None
+        if len(data) < size:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: it ends before byte {start + size:,}")
+        return data
+
+    def read_tail(self, key: str, size: int) -> bytes:
+        try:
+            total = (self.folder / key).stat().st_size
+        except FileNotFoundError:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: the file is missing") from None
+        if total < size:
+            raise CacheDamagedError(f"{self.where(key)} is damaged: {total:,} bytes, too short to be a shard")
+        return self.read_range(key, total - size, size)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        pending = [self.folder / prefix]
+        while pending:
+            folder = pending.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_dir():
+                    if entry.name != LOCK_FOLDER:
+                        pending.append(Path(entry.path))
+                else:
+                    with suppress(FileNotFoundError):  # a file being written has just got its name
+                        found[Path(entry.path).relative_to(self.folder).as_posix()] = entry.stat().st_size
+        return found
+
+    def exists(self, key: str) -> bool:
+        return (self.folder / key).is_file()
+
+    def commit(self, key: str, data: bytes) -> None:
+        path = self.folder / key
+        # Without the process in its name: the next builder of this file replaces what a killed one left.
+        part = path.with_name(path.name + PART_SUFFIX)
+        try:
+            _make_folder(path.parent)
+            write_synced(part, data)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise write_error(str(path), len(data), error) from error
+        # Read back while it has no name that anyone reads: some network file systems report a failed write only here,
+        # and once renamed the file would be in the way of a good one.
+        if hashlib.sha256(part.read_bytes()).digest() != hashlib.sha256(data).digest():
+            part.unlink()
+            raise CacheWriteError(f"{path} does not read back as it was written; check the disk, then build again")
+        rename_synced(part, path)
+
+    def remove(self, key: str) -> None:
+        (self.folder / key).unlink(missing_ok=True)
+        sync_folder((self.folder / key).parent)
+
+    def remove_tree(self, prefix: str) -> None:
+        shutil.rmtree(self.folder / prefix, ignore_errors=True)
+
+    def lock_part(self, part: tuple[int, int]) -> AbstractContextManager[None]:
+        _make_folder(self.folder)
+        return self._locks().lock_part(part)
+
+    def join_as_worker(self) -> AbstractContextManager[None]:
+        return self._locks().join_as_worker()
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._locks().exclusive()
+
+    def _locks(self) -> "LocalLocks":
+        # Imported here, because reading a cache must not need `fcntl`, which Windows and WebAssembly do not have.
+        from cache_builder.storage.locks import LocalLocks
+
+        return LocalLocks(self.folder)
+
+
+def write_error(where: str, size: int, error: OSError) -> CacheWriteError:
+    """Turn a failed write into a message that says how to go on."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "no space is left on the device" if full else (error.strerror or str(error))
+    mend = "free some space" if full else "mend that"
+    return CacheWriteError(
+        f"cannot write {where} ({size:,} bytes): {reason}; what is committed is safe: "
+        f"{mend} and give the same command again to continue"
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable: a file in a folder whose name is lost is lost too."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
