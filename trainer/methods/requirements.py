@@ -37,12 +37,6 @@ def check_method(cache: Cache, method: Method, aw_source: str) -> None:
         check_losses(cache, refused)
 
 
-def retained_rows(cache: Cache) -> np.ndarray:
-    """Return the rows whose targets stand for all where retained mass is judged: the probe's, or evenly spaced ones."""
-    rows = len(cache.corpus)
-    return cache.probe_rows if cache.manifest.imported is None else np.unique(np.linspace(0, rows - 1, 512).astype(int))
-
-
 def check_losses(cache: Cache, refused: str) -> None:
     """Refuse a cache that lacks the loss of a sequence."""
     for name in cache.checkpoints:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from cache_builder.cache.info import sampled_targets
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import probe_logp
 from cache_builder.data.batching import collate, plan_batches
@@ -27,7 +28,7 @@ from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.methods.methods import Method, get_method
-from trainer.methods.requirements import check_method, retained_rows
+from trainer.methods.requirements import check_method
 from trainer.methods.schedules import StageChoice, best_checkpoint, choose, risk_terms
 from trainer.methods.weighting import adaptive_weights, hard_weights
 from trainer.stages.crossfit import read_aw_losses
@@ -121,12 +122,16 @@ class DistillTrainer(SequenceTrainer):
                 "tokens hold is not known"
             )
             return
-        targets = SparseTargets.from_numpy(self.cache.read(teacher, retained_rows(self.cache)))
-        kept = retained_mass_at_least(
-            targets.logp_MK, targets.log_tail_M, self.vocab_size, self.settings.temperature
+        chunks = map(SparseTargets.from_numpy, sampled_targets(self.cache, teacher))
+        kept = torch.cat(
+            [
+                retained_mass_at_least(chunk.logp_MK, chunk.log_tail_M, self.vocab_size, self.settings.temperature)
+                for chunk in chunks
+            ]
         ).mean()
+        top_k = self.cache.manifest.targets.top_k
         self._warn(
-            f"distill.temperature = {self.settings.temperature:g}: the cache keeps the top {targets.logp_MK.shape[1]} "
+            f"distill.temperature = {self.settings.temperature:g}: the cache keeps the top {top_k} "
             f"tokens, which at this temperature hold at least {kept:.1%} of {teacher}'s mass"
         )
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache_builder.cache.info import retained_mass
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import expand
 from cache_builder.errors import UserError
 from cache_builder.targets.sparse import bucket_kl
-
-RETAINED_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,9 @@ def read_cache(folder: Path, config: dict[str, Any], missing: list[str]) -> Cach
 
 
 def view_of(cache: Cache) -> CacheView:
-    """Reduce an open cache to what a report shows; retained mass is measured on evenly spaced sequences."""
+    """Reduce an open cache to what a report shows."""
     names = tuple(cache.checkpoints)
-    n_sequences = len(cache.corpus.sample_ids)
-    no_tail = cache.manifest.imported is not None and cache.manifest.imported.tail == "none"
-    rows = np.unique(np.linspace(0, n_sequences - 1, min(RETAINED_ROWS, n_sequences)).astype(np.int64))
+    retained = {name: retained_mass(cache, name) for name in names}
     return CacheView(
         fingerprint=cache.fingerprint,
         corpus_fingerprint=cache.corpus.fingerprint,
@@ -77,15 +74,10 @@ def view_of(cache: Cache) -> CacheView:
         sequence_positions=np.diff(cache.corpus.position_offsets),
         losses={name: np.asarray(cache.losses(name), dtype=np.float64) for name in names},
         held_out={name: cache.held_out(name) for name in names},
-        retained={name: None if no_tail else retained_mass(cache.read(name, rows).log_tail) for name in names},
+        retained={name: None if mass is None else mass["mean"] for name, mass in retained.items()},
         bytes={name: sum(entry.bytes for entry in cache.checkpoint(name).files.values()) for name in names},
         kl_NN=probe_kl([(cache.probe_logp(name), cache.probe_log_tail(name)) for name in names]),
     )
-
-
-def retained_mass(log_tail_M: np.ndarray) -> float:
-    """Return the mean probability that the stored ids hold: 1 − tail mass."""
-    return float(-np.expm1(log_tail_M.astype(np.float64)).mean())
 
 
 def probe_kl(probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
