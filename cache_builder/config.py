@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cache_builder.atomic import write_text
 from cache_builder.errors import ConfigError, MissingError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -244,9 +245,7 @@ def save_experiment(experiment: BaseModel, path: str | Path) -> None:
     """Write every setting, defaults included, as TOML that `load_experiment` reads back to the same experiment."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")), encoding="utf-8")
-    part.replace(path)
+    write_text(path, tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")))
 
 
 def expand(path: str) -> str:

@@ -1,11 +1,11 @@
-"""What a user can mend: every such error is one message that says what, where, expected, got and what to do.
+"""Errors the user can fix: each is one message that says what, where, expected, got and what to do.
 
 The command line prints it without a traceback and exits with 2; anything else is a bug and keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """Base of every error that the user, not the program, can mend."""
+    """Base of every error that the user can fix, and not the program."""
 
 
 class ConfigError(UserError, ValueError):

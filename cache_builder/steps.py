@@ -4,10 +4,10 @@ folder/stage.json = {"inputs": {…}, "result": {…}}      written last: its ex
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from cache_builder.atomic import write_json
 from cache_builder.errors import CacheMismatchError, MissingError
 
 STAGE_FILE = "stage.json"
@@ -25,7 +25,7 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     inputs = json.loads(json.dumps(inputs))
     started = folder / STARTED_FILE
     if started.is_file():
-        recorded = json.loads(started.read_text())
+        recorded = json.loads(started.read_text(encoding="utf-8"))
         differing = sorted(key for key in recorded.keys() | inputs.keys() if recorded.get(key) != inputs.get(key))
         if differing:
             lines = [f"  {key}: it has {recorded.get(key)!r}, now {inputs.get(key)!r}" for key in differing]
@@ -37,7 +37,7 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(started, inputs)
     finished = folder / STAGE_FILE
-    return json.loads(finished.read_text()) if finished.is_file() else None
+    return json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
 
 
 def finish_stage(folder: Path, result: dict[str, Any]) -> None:
@@ -53,14 +53,4 @@ def finished_result(folder: Path, what: str, command: str) -> dict[str, Any]:
     """
     if not (folder / STAGE_FILE).is_file():
         raise MissingError(f"{what} is not there: {folder} is missing or unfinished; run `{command}` first")
-    return json.loads((folder / STAGE_FILE).read_text())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under another name, flush it to disk, then rename: readers see all of it or none."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    return json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))

@@ -22,8 +22,8 @@ from typing import Any
 
 import transformers
 
+from cache_builder.atomic import write_json
 from cache_builder.errors import UserError
-from cache_builder.steps import write_json
 from tools.live_replay import Stage, check, replay
 from tools.measuring import commit, hardware
 from trainer.report.run.run_costs import LIVE_FILE, Agreement, Arm, LiveTeacher, LiveTeachers, read_live

@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from rich.console import Console
 
+from cache_builder.atomic import write_json
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
-from cache_builder.steps import write_json
 
 BUILD_FOLDER = "build"
 

@@ -12,7 +12,6 @@ The file's metadata has the manifest, the checkpoint's identity and its held-out
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
+from cache_builder.atomic import new_file
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheIncompleteError, CacheMismatchError, UserError
 from cache_builder.positions import groups_of_rows
@@ -49,18 +49,14 @@ def export_cache(cache: Cache, path: Path, name: str | None = None) -> int:
     cache.checkpoint(name)
     if path.exists():
         raise CacheMismatchError(f"{path} is there already; remove it, or choose another file")
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(cache, name, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, UserError):
-            raise write_error(str(path), cache.checkpoint_bytes(name), error) from error
+        with new_file(path) as part:
+            _write(cache, name, part)
+    except UserError:
         raise
+    except OSError as error:
+        raise write_error(str(path), cache.checkpoint_bytes(name), error) from error
     return len(cache.corpus)
 
 
