@@ -120,7 +120,7 @@ def write_synthetic_cache(store: Store, synthetic: Synthetic) -> None:
         for shard in range(writer.n_shards):
             writer.write_shard(shard, synthetic.targets(number, *writer.spec.span(shard)))
         probe = synthetic.targets(number, 0, n_probe)
-        writer.write_extras(
+        writer.write_probe_pass(
             float(number + 1), quantise(probe.logp, manifest.targets.logp_steps_per_nat), probe.log_tail
         )
         assert writer.finish(corpus.position_offsets)

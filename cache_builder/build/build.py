@@ -24,7 +24,7 @@ from cache_builder.build.progress import BuildProgress
 from cache_builder.build.work_units import Work, divide
 from cache_builder.build.worker import Worker
 from cache_builder.cache.reader import open_cache
-from cache_builder.cache.repair import take_back_damage
+from cache_builder.cache.verify import take_back_damage
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order
 from cache_builder.capture.teacher import identify
 from cache_builder.config import CacheExperiment
@@ -44,7 +44,7 @@ from cache_builder.format.manifest import (
     TokenizerIdentity,
     checkpoint_key,
     compare,
-    unseal,
+    read_group,
 )
 from cache_builder.models.tensor_parallel import led_by_first
 from cache_builder.storage.base import Store
@@ -182,7 +182,7 @@ class Build:
         writer = self.writers[self.name(work)]
         if writer.is_complete():
             return work.without(work.shards, probe_pass=True)
-        return work.without(writer.shards_done(), probe_pass=writer.extras_done() is not None)
+        return work.without(writer.shards_done(), probe_pass=writer.probe_pass_done() is not None)
 
     def positions(self, work: Work) -> int:
         """Return how many positions a work has."""
@@ -203,8 +203,7 @@ class Build:
         for name in self.selected:
             if not self.writers[name].is_complete():
                 continue
-            key = f"{checkpoint_key(name)}/zarr.json"
-            recorded = unseal(CheckpointGroup, self.store.read(key), self.store.where(key)).identity
+            recorded = read_group(self.store, CheckpointGroup, checkpoint_key(name)).identity
             try:
                 fingerprint = identify(self.experiment, self.locations[name])
             except MissingError:

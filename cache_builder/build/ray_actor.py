@@ -26,7 +26,7 @@ from cache_builder.format.manifest import (
     CORPUS,
     CorpusGroup,
     Manifest,
-    unseal,
+    read_group,
 )
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
@@ -100,8 +100,7 @@ class Actor:
             job: Job = ray.get(sent[0])
             self.hand = job.store.join_as_worker()
             self.hand.__enter__()  # until this process ends
-            key = f"{CORPUS}/zarr.json"
-            group = unseal(CorpusGroup, job.store.read(key), job.store.where(key))
+            group = read_group(job.store, CorpusGroup, CORPUS)
             arrays = open_arrays(job.store, CORPUS, group.files)
             corpus = CachedCorpus(arrays, ChunkMemory(DEFAULT_MEMORY_BYTES), job.manifest.corpus.fingerprint)
             self.worker = Worker(

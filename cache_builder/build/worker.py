@@ -22,7 +22,7 @@ from cache_builder.format.manifest import (
     PROBE,
     Manifest,
     ProbeGroup,
-    unseal,
+    read_group,
 )
 from cache_builder.format.records import Targets
 from cache_builder.models.adapters import SharedBase
@@ -107,12 +107,12 @@ class Worker:
         return CheckpointWriter(self.store, self.manifest, name)
 
     def _run_probe_pass(self, writer: CheckpointWriter, teacher: Teacher) -> None:
-        group = unseal(ProbeGroup, self.store.read("probe/zarr.json"), self.store.where("probe/zarr.json"))
+        group = read_group(self.store, ProbeGroup, PROBE)
         arrays = open_arrays(self.store, PROBE, group.files)
         rows, ids = arrays["rows"].all(), np.ascontiguousarray(arrays["ids"].all().T)
         code, log_tail = teacher.probe_logp(self.corpus, rows, ids, self.manifest.targets.logp_steps_per_nat)
         held_out_loss = teacher.mean_loss(self.held_out) if self.held_out is not None else None
-        writer.write_extras(held_out_loss, code, log_tail)
+        writer.write_probe_pass(held_out_loss, code, log_tail)
 
 
 def _commit(writer: CheckpointWriter, shard: int, targets: Targets) -> int:

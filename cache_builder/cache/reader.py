@@ -36,7 +36,8 @@ from cache_builder.format.manifest import (
     ProbeGroup,
     checkpoint_key,
     entry_of,
-    unseal,
+    group_key,
+    read_group,
 )
 from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, parse_array_metadata
@@ -76,7 +77,7 @@ class Cache:
         self.corpus = CachedCorpus(arrays, self._memory, self.manifest.corpus.fingerprint)
         order = _group(store, CheckpointOrder, CHECKPOINTS, sizes)
         if order is None and any(key.startswith(f"{CHECKPOINTS}/") for key in sizes):
-            raise CacheDamagedError(f"{store.where(f'{CHECKPOINTS}/zarr.json')} is damaged: the file is missing")
+            raise CacheDamagedError(f"{store.where(group_key(CHECKPOINTS))} is damaged: the file is missing")
         self.begun: tuple[str, ...] = tuple(order.order if order else ())
         """Every checkpoint whose build was begun, oldest first."""
         self._groups: dict[str, CheckpointGroup] = {}
@@ -85,7 +86,7 @@ class Cache:
             group = _group(store, CheckpointGroup, checkpoint_key(name), sizes)
             if group is not None:
                 if group.identity.name != name:
-                    where = store.where(f"{checkpoint_key(name)}/zarr.json")
+                    where = store.where(group_key(checkpoint_key(name)))
                     raise CacheDamagedError(f"{where} is damaged: it is that of {group.identity.name!r}")
                 self._groups[name] = group
                 self._arrays[name] = open_arrays(store, checkpoint_key(name), group.files, copy)
@@ -93,7 +94,7 @@ class Cache:
                     raise CacheDamagedError(f"{self.url}: the records of {name!r} do not have the manifest's layout")
         self._probe = _group(store, ProbeGroup, PROBE, sizes)
         if self._groups and self._probe is None:
-            raise CacheDamagedError(f"{store.where(f'{PROBE}/zarr.json')} is damaged: the file is missing")
+            raise CacheDamagedError(f"{store.where(group_key(PROBE))} is damaged: the file is missing")
         self._probe_arrays = open_arrays(store, PROBE, self._probe.files, copy) if self._probe else {}
         self._layout = RecordLayout.of(self.manifest.targets)
 
@@ -257,7 +258,7 @@ def read_manifest(store: Store) -> Manifest:
                 "was bringing it again"
             )
         raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
-    return unseal(Manifest, store.read(ROOT), store.where(ROOT))
+    return read_group(store, Manifest, "")
 
 
 def open_arrays(store: Store, group: str, files: Ledger, copy: "LocalCopy | None" = None) -> dict[str, ArrayReader]:
@@ -291,10 +292,9 @@ def _open_copy(folder: Path, limit_bytes: int, fingerprint: str) -> "LocalCopy":
 
 def _group(store: Store, schema: type[Group], group: str, sizes: dict[str, int]) -> Group | None:
     """Read a group's attributes, if it is complete, and compare its ledger with the files' sizes."""
-    key = f"{group}/zarr.json"
-    if key not in sizes:
+    if group_key(group) not in sizes:
         return None
-    body = unseal(schema, store.read(key), store.where(key))
+    body = read_group(store, schema, group)
     files: Ledger = getattr(body, "files", {})
     for file, entry in files.items():
         found = sizes.get(f"{group}/{file}")

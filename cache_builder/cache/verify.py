@@ -1,14 +1,20 @@
-"""Read every byte of a cache and compare it with what was committed; every file that differs is named."""
+"""Read every byte of a cache and compare it with what was committed; name every file that differs, or undo it.
+
+verify_cache        Verdict: damaged, incomplete, foreign
+    take_back_damage    the units of damaged files count as not done: building is deterministic, their bytes come back
+"""
 
 from dataclasses import dataclass, field
 
 from cache_builder.atomic import PART_SUFFIX
+from cache_builder.cache.writer import CheckpointWriter
 from cache_builder.errors import CacheDamagedError, MissingError
 from cache_builder.format.manifest import (
     BESIDE,
     CHECKPOINTS,
     CORPUS,
     PROBE,
+    ROOT,
     CheckpointGroup,
     CheckpointOrder,
     CorpusGroup,
@@ -17,8 +23,9 @@ from cache_builder.format.manifest import (
     Manifest,
     ProbeGroup,
     checkpoint_key,
+    group_key,
+    read_group,
     sha256,
-    unseal,
 )
 from cache_builder.storage.base import Store
 
@@ -71,10 +78,36 @@ def verify_cache(store: Store) -> Verdict:
     return verdict
 
 
+def take_back_damage(store: Store, manifest: Manifest) -> None:
+    """Verify a cache and undo whatever is damaged, so that a build does it again; what is intact stays as it is.
+
+    Raises:
+        CacheDamagedError: the manifest, or a ledger, is damaged itself; the message says what to remove.
+    """
+    damaged = set(verify_cache(store).damaged)
+    complete = {key.split("/")[1] for key in store.sizes(CHECKPOINTS) if key.endswith("/loss/zarr.json")}
+    if any(key.startswith(f"{PROBE}/") for key in damaged):
+        # New ids may differ, so every checkpoint is compared on them again.
+        damaged |= {f"{checkpoint_key(name)}/probe_logp/zarr.json" for name in complete}
+    for name in sorted(complete):
+        if group_key(checkpoint_key(name)) in damaged:
+            where = store.where(checkpoint_key(name))
+            raise CacheDamagedError(f"the ledger of checkpoint {name!r} is damaged: remove {where} and build it again")
+        if any(key.startswith(f"{checkpoint_key(name)}/") for key in damaged):
+            CheckpointWriter(store, manifest, name).reopen(damaged)
+    for group in (CORPUS, PROBE):
+        if any(key.startswith(f"{group}/") for key in damaged):
+            store.remove(group_key(group))
+    if group_key(CHECKPOINTS) in damaged:
+        store.remove(group_key(CHECKPOINTS))
+    if ROOT in damaged:
+        raise CacheDamagedError(f"{store.where(ROOT)} is damaged; restore it from a copy, or build another cache")
+
+
 def _check_group(
     store: Store, schema: type[Entry], group: str, sizes: dict[str, int], known: set[str], verdict: Verdict
 ) -> Entry | None:
-    key = f"{group}/zarr.json".lstrip("/")
+    key = group_key(group)
     known.add(key)
     verdict.files += 1
     verdict.bytes += sizes.get(key, 0)
@@ -82,7 +115,7 @@ def _check_group(
         verdict.damaged[key] = "the file is missing"
         return None
     try:
-        body = unseal(schema, store.read(key), store.where(key))
+        body = read_group(store, schema, group)
     except CacheDamagedError:
         below = {other for other in sizes if group and other.startswith(f"{group}/")} - {key}
         unchecked = f"; the {len(below)} files below it cannot be checked" if below else ""

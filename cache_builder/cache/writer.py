@@ -1,18 +1,19 @@
-"""How a cache comes to be on disk, step by durable step; every function here may be killed and called again.
+"""The commit protocol of a cache, step by durable step; every function here may be killed and called again.
 
-create   zarr.json ─▶ corpus/…, corpus/zarr.json                               zarr.json of a group is written last:
-probe    probe/rows, probe/ids, probe/zarr.json                                its existence means complete
-begin    checkpoints/<name>/records/zarr.json  (with the identity)
-shard    records/c/0/<s> ─▶ ledger/<s>.json                                    one per shard, any order, any process
-extras   probe_logp/…, probe_log_tail/… ─▶ ledger/extras.json
-finish   loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger) ─▶ ledger/ removed
+create      zarr.json ─▶ corpus/…, corpus/zarr.json                            zarr.json of a group is written last:
+probe       probe/rows, probe/ids, probe/zarr.json                             its existence means complete
+begin       checkpoints/<name>/records/zarr.json  (with the identity)
+shard       records/c/0/<s> ─▶ ledger/<s>.json                                 one per shard, any order, any process
+probe pass  probe_logp/…, probe_log_tail/… ─▶ ledger/extras.json
+finish      loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger) ─▶ ledger/ removed
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache_builder.data.corpus import Corpus
+from cache_builder.atomic import PART_SUFFIX
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
 from cache_builder.format.manifest import (
     CHECKPOINTS,
@@ -23,16 +24,19 @@ from cache_builder.format.manifest import (
     CheckpointIdentity,
     CheckpointOrder,
     CorpusGroup,
-    Extras,
     Group,
     Ledger,
     LedgerEntry,
     Manifest,
     ProbeGroup,
+    ProbePass,
     check_name,
     checkpoint_key,
     compare,
     entry_of,
+    group_key,
+    read_group,
+    read_order,
     seal,
     unseal,
 )
@@ -41,9 +45,13 @@ from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metad
 from cache_builder.positions import sum_rows
 from cache_builder.storage.base import Store
 
+if TYPE_CHECKING:
+    from cache_builder.data.corpus import Corpus
+
 RECORDS = "records"
 LEDGER = "ledger"
-EXTRAS = "extras"
+PROBE_PASS = "extras"
+"""The probe pass's ledger, `extras.json`: the name that format 1 gives it."""
 
 
 def write_array(
@@ -66,7 +74,7 @@ def write_vector(store: Store, group: str, name: str, values: np.ndarray, dtype:
     return write_array(store, group, name, spec, lambda start, end: values[..., start:end])
 
 
-def create_cache(store: Store, manifest: Manifest, corpus: Corpus) -> None:
+def create_cache(store: Store, manifest: Manifest, corpus: "Corpus") -> None:
     """Write manifest and corpus where they are not there yet.
 
     Raises:
@@ -74,7 +82,7 @@ def create_cache(store: Store, manifest: Manifest, corpus: Corpus) -> None:
             outside the vocabulary.
     """
     if store.exists(ROOT):
-        root = unseal(Manifest, store.read(ROOT), store.where(ROOT))
+        root = read_group(store, Manifest, "")
         if root.imported is not None and manifest.imported is None:
             raise CacheMismatchError(
                 f"cache {store.where('')} was imported from {root.imported.format} rows and nothing can be built into "
@@ -82,18 +90,19 @@ def create_cache(store: Store, manifest: Manifest, corpus: Corpus) -> None:
             )
         compare(root, manifest, f"cache {store.where('')}")
     else:
-        foreign = [key for key in store.sizes("") if key != ROOT + ".part"]
+        foreign = [key for key in store.sizes("") if key != ROOT + PART_SUFFIX]
         if foreign:
             raise CacheMismatchError(
                 f"{store.where('')} is not a cache and not empty (it holds {foreign[0]!r}); choose another cache.path"
             )
+        # First, so that of two builds into one place the second compares its options with the first's.
         store.commit(ROOT, seal(manifest))
-    if not store.exists(f"{CORPUS}/zarr.json"):
+    if not store.exists(group_key(CORPUS)):
         files = _write_corpus(store, corpus, manifest.tokenizer.size)
-        store.commit(f"{CORPUS}/zarr.json", seal(CorpusGroup(files=files)))
+        store.commit(group_key(CORPUS), seal(CorpusGroup(files=files)))
 
 
-def _write_corpus(store: Store, corpus: Corpus, vocab_size: int) -> Ledger:
+def _write_corpus(store: Store, corpus: "Corpus", vocab_size: int) -> Ledger:
     def tokens(start: int, end: int) -> np.ndarray:
         block = corpus.tokens[start:end]
         if block.max(initial=0) >= vocab_size:
@@ -122,15 +131,13 @@ def write_probe(store: Store, anchor: CheckpointIdentity, rows: np.ndarray, ids_
     files = write_vector(store, PROBE, "rows", rows, "int64")
     files |= write_vector(store, PROBE, "ids", np.ascontiguousarray(ids_MR.T), "uint32")
     body = ProbeGroup(anchor=anchor, positions=len(ids_MR), files=files)
-    store.commit(f"{PROBE}/zarr.json", seal(body))
+    store.commit(group_key(PROBE), seal(body))
 
 
 def write_order(store: Store, checkpoints: list[str]) -> None:
     """Add checkpoints to the list of those begun: in the order given where it names all, else at the end."""
-    key = f"{CHECKPOINTS}/zarr.json"
-    known: list[str] = []
-    if store.exists(key):
-        known = unseal(CheckpointOrder, store.read(key), store.where(key)).order
+    key = group_key(CHECKPOINTS)
+    known = read_order(store)
     order = checkpoints if set(known) <= set(checkpoints) else [*known, *(c for c in checkpoints if c not in known)]
     if order != known:
         store.commit(key, seal(CheckpointOrder(order=order)))
@@ -152,7 +159,7 @@ class CheckpointWriter:
 
     def is_complete(self) -> bool:
         """Say whether the group is finished."""
-        return self.store.exists(f"{self.group}/zarr.json")
+        return self.store.exists(group_key(self.group))
 
     def begin(self, identity: CheckpointIdentity) -> None:
         """Record which weights these are, or compare them with those that were recorded.
@@ -170,6 +177,8 @@ class CheckpointWriter:
 
     def shards_done(self) -> dict[int, LedgerEntry]:
         """Return the ledger's entries of shards whose files are there in their full size."""
+        # Sizes alone: a committed file was read back whole, and a copy or disk that lost its end shows here. Flipped
+        # bytes show when `finish` reads every chunk.
         sizes = self.store.sizes(self.group)
         done: dict[int, LedgerEntry] = {}
         for shard in range(self.n_shards):
@@ -182,27 +191,32 @@ class CheckpointWriter:
         """Say whether one shard is committed; quick where it is not."""
         return self.store.exists(f"{self.group}/{LEDGER}/{shard}.json") and shard in self.shards_done()
 
-    def extras_done(self) -> Extras | None:
+    def probe_pass_done(self) -> ProbePass | None:
         """Return the held-out loss and the probe's ledger, if they are there."""
         sizes = self.store.sizes(self.group)
-        extras = self._ledger_entry(Extras, EXTRAS, sizes)
-        whole = extras and all(sizes.get(f"{self.group}/{key}") == entry.bytes for key, entry in extras.files.items())
-        return extras if whole else None
+        probe_pass = self._ledger_entry(ProbePass, PROBE_PASS, sizes)
+        if probe_pass is None:
+            return None
+        whole = all(sizes.get(f"{self.group}/{key}") == entry.bytes for key, entry in probe_pass.files.items())
+        return probe_pass if whole else None
 
     def write_shard(self, shard: int, targets: Targets) -> None:
         """Commit one shard's positions, then enter it in the ledger."""
         encoded = encode_shard(self.spec, encode_records(self.layout, targets))
+        # The ledger after the shard: an entry never stands for bytes that are not there, and a shard without an entry
+        # is written again with the same bytes. The entry repeats each chunk's crc32c, because the one beside the chunk
+        # fits any intact chunk, also that of another shard or checkpoint which has come to lie here.
         self.store.commit(f"{self.group}/{RECORDS}/{self.spec.shard_key(shard)}", encoded.data)
         self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(entry_of(encoded.data, encoded.chunk_crcs)))
 
-    def write_extras(
+    def write_probe_pass(
         self, held_out_loss: float | None, probe_code_MR: np.ndarray, probe_log_tail_M: np.ndarray
     ) -> None:
         """Commit the probe's log-probabilities (quantised, u16 [M, R]) and log tails, and the held-out loss."""
         files = write_vector(self.store, self.group, "probe_logp", np.ascontiguousarray(probe_code_MR.T), "uint16")
         files |= write_vector(self.store, self.group, "probe_log_tail", probe_log_tail_M, "float32")
-        body = Extras(held_out_loss=held_out_loss, files=files)
-        self.store.commit(f"{self.group}/{LEDGER}/{EXTRAS}.json", seal(body))
+        body = ProbePass(held_out_loss=held_out_loss, files=files)
+        self.store.commit(f"{self.group}/{LEDGER}/{PROBE_PASS}.json", seal(body))
 
     def finish(self, position_offsets: np.ndarray) -> bool:
         """Complete the group if every unit is there; say whether it is complete now.
@@ -210,19 +224,20 @@ class CheckpointWriter:
         The losses are summed from the stored records, which checks every chunk once more on the way.
         """
         if not self.is_complete():
-            done, extras = self.shards_done(), self.extras_done()
-            if len(done) < self.n_shards or extras is None:
+            done, probe_pass = self.shards_done(), self.probe_pass_done()
+            if len(done) < self.n_shards or probe_pass is None:
                 return False
             key = f"{self.group}/{RECORDS}/zarr.json"
             metadata = self.store.read(key)
             identity = CheckpointIdentity.model_validate(parse_array_metadata(metadata, self.store.where(key))[1])
             files = {f"{RECORDS}/zarr.json": entry_of(metadata)}
             files |= {f"{RECORDS}/{self.spec.shard_key(shard)}": entry for shard, entry in sorted(done.items())}
-            files |= extras.files
+            files |= probe_pass.files
             loss = self._losses(done, position_offsets)
             files |= write_vector(self.store, self.group, "loss", loss, "float64")
-            body = CheckpointGroup(identity=identity, held_out_loss=extras.held_out_loss, files=files)
-            self.store.commit(f"{self.group}/zarr.json", seal(body))
+            body = CheckpointGroup(identity=identity, held_out_loss=probe_pass.held_out_loss, files=files)
+            self.store.commit(group_key(self.group), seal(body))
+        # Also where another builder has completed the group: it may have been killed before this.
         self.store.remove_tree(f"{self.group}/{LEDGER}")
         return True
 
@@ -231,20 +246,21 @@ class CheckpointWriter:
 
         `damaged` holds keys below the store. The deletion of the group's zarr.json is the last step.
         """
-        key = f"{self.group}/zarr.json"
-        body = unseal(CheckpointGroup, self.store.read(key), self.store.where(key))
+        body = read_group(self.store, CheckpointGroup, self.group)
+        # What is intact gets its entries back while the group still counts as complete: killed before the deletion, the
+        # group is still one that lacks nothing but its damaged files, and this begins again.
         for shard in range(self.n_shards):
             file = f"{RECORDS}/{self.spec.shard_key(shard)}"
             if f"{self.group}/{file}" not in damaged:
                 self.store.commit(f"{self.group}/{LEDGER}/{shard}.json", seal(body.files[file]))
         files = {file: entry for file, entry in body.files.items() if file.startswith("probe_")}
         if not any(f"{self.group}/{file}" in damaged for file in files):
-            extras = Extras(held_out_loss=body.held_out_loss, files=files)
-            self.store.commit(f"{self.group}/{LEDGER}/{EXTRAS}.json", seal(extras))
+            probe_pass = ProbePass(held_out_loss=body.held_out_loss, files=files)
+            self.store.commit(f"{self.group}/{LEDGER}/{PROBE_PASS}.json", seal(probe_pass))
         metadata = f"{self.group}/{RECORDS}/zarr.json"
         if metadata in damaged:
             self.store.commit(metadata, array_metadata(self.spec, body.identity.model_dump()))
-        self.store.remove(key)
+        self.store.remove(group_key(self.group))
 
     def _losses(self, ledger: dict[int, LedgerEntry], position_offsets: np.ndarray) -> np.ndarray:
         reader = ArrayReader(

@@ -33,7 +33,7 @@ def push(
     jobs: int,
 ) -> None:
     """Copy a cache, with a card, to hf://datasets/OWNER/NAME, an fsspec URL or a folder; continue where it stopped."""
-    bring(cache_url(context, config_or_cache, overrides), destination, checkpoints, jobs, card=True)
+    copy_and_report(cache_url(context, config_or_cache, overrides), destination, checkpoints, jobs, card=True)
 
 
 @click.command()
@@ -45,26 +45,26 @@ def pull(source: str, folder: str, checkpoints: tuple[str, ...], jobs: int) -> N
     """Copy a cache to a folder of this machine, checking every byte; continue where it stopped."""
     if "://" in folder:
         raise ConfigError(f"{folder!r} is no folder of this machine; `footsteps cache push` copies to a URL")
-    bring(source, folder, checkpoints, jobs, card=False)
+    copy_and_report(source, folder, checkpoints, jobs, card=False)
 
 
-def bring(source: str, destination: str, checkpoints: tuple[str, ...], jobs: int, *, card: bool) -> None:
+def copy_and_report(source: str, destination: str, checkpoints: tuple[str, ...], jobs: int, *, card: bool) -> None:
     """Transfer a cache, show how far it is, and say what was done."""
-    from cache_builder.sharing.copy_plan import plan_offer
-    from cache_builder.sharing.transfer import transfer
+    from cache_builder.sharing.copy_plan import plan_copy
+    from cache_builder.sharing.transfer import copy_cache
     from cache_builder.storage.open import open_store
 
     place = open_store(destination)
-    offer = plan_offer(open_store(source), checkpoints)
-    with Bytes(Console(stderr=True), offer.bytes) as progress:
-        moved = transfer(offer, place, jobs=jobs, card=card, done=progress.advance)
-    if moved.card_kept:
+    plan = plan_copy(open_store(source), checkpoints)
+    with Bytes(Console(stderr=True), plan.bytes) as progress:
+        stats = copy_cache(plan, place, jobs=jobs, card=card, done=progress.advance)
+    if stats.card_kept:
         click.echo(
             f"note: {place.where('README.md')} was not written by this command or was edited; it is kept", err=True
         )
     click.echo(
-        f"{place.where('')}: {', '.join(offer.chosen)}; {moved.sent_files} files, {moved.sent_bytes:,} bytes sent, "
-        f"{moved.present_files} were there"
+        f"{place.where('')}: {', '.join(plan.chosen)}; {stats.sent_files} files, {stats.sent_bytes:,} bytes sent, "
+        f"{stats.present_files} were there"
     )
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.storage.base import Reads
 
 FORMAT_NAME: Literal["footsteps-cache"] = "footsteps-cache"
 FORMAT_VERSION: Literal[1] = 1
@@ -175,7 +176,7 @@ class CheckpointOrder(Entry):
     order: list[str]
 
 
-class Extras(Entry):
+class ProbePass(Entry):
     """What a checkpoint's second pass gives: its held-out loss, and the ledger of its probe arrays."""
 
     held_out_loss: float | None
@@ -245,6 +246,26 @@ def unseal(schema: type[Group], data: bytes, where: str) -> Group:
     if not intact:
         raise CacheDamagedError(f"{where} is damaged: its content does not fit its own digest")
     return group
+
+
+def group_key(group: str) -> str:
+    """Return where a group's attributes are; "" is the cache itself."""
+    return f"{group}/{ROOT}".lstrip("/")
+
+
+def read_group(store: Reads, schema: type[Group], group: str) -> Group:
+    """Read a group's attributes from a store.
+
+    Raises:
+        CacheMismatchError, CacheDamagedError: as `unseal`; and where the file is missing.
+    """
+    key = group_key(group)
+    return unseal(schema, store.read(key), store.where(key))
+
+
+def read_order(store: Reads) -> list[str]:
+    """Return the names of all checkpoints that were ever begun, oldest first."""
+    return read_group(store, CheckpointOrder, CHECKPOINTS).order if store.exists(group_key(CHECKPOINTS)) else []
 
 
 def compare(recorded: Entry, now: Entry, what: str) -> None:

@@ -20,12 +20,10 @@ from cache_builder.data.chat import tokenizer_fingerprint
 from cache_builder.data.corpus import Corpus
 from cache_builder.errors import CacheMismatchError, ConfigError
 from cache_builder.format.manifest import (
-    CHECKPOINTS,
     FORMAT_NAME,
     IMPORTED_VERSION,
     PROBE,
     CheckpointIdentity,
-    CheckpointOrder,
     CorpusIdentity,
     Imported,
     Layout,
@@ -34,7 +32,7 @@ from cache_builder.format.manifest import (
     TargetOptions,
     TokenizerIdentity,
     check_name,
-    unseal,
+    read_order,
 )
 from cache_builder.format.records import Targets
 from cache_builder.interchange.check import UNKNOWN, Reading, Source, first_pass, scratch_folder
@@ -134,16 +132,15 @@ def _write(source: Source, store: Store, manifest: Manifest, name: str, corpus: 
         with store.exclusive():
             writer.begin(identity)
         _write_shards(source, writer, corpus, reading)
-        writer.write_extras(None, np.empty((0, 1), np.uint16), np.empty(0, np.float32))
+        writer.write_probe_pass(None, np.empty((0, 1), np.uint16), np.empty(0, np.float32))
     with store.exclusive():
         complete = writer.finish(corpus.position_offsets)
     assert complete
 
 
 def _refuse_another(store: Store, name: str) -> None:
-    key = f"{CHECKPOINTS}/zarr.json"
-    order = unseal(CheckpointOrder, store.read(key), store.where(key)).order if store.exists(key) else [name]
-    if order != [name]:
+    order = read_order(store)
+    if order and order != [name]:
         raise CacheMismatchError(
             f"cache {store.where('')} already holds these rows as checkpoint {order[0]!r}, and an imported cache has "
             f"one; give `--name {order[0]}`, or another place"

@@ -1,6 +1,6 @@
-"""What of a cache is to be brought to another place, and whether that place may have it.
+"""What of a cache is to be copied to another place, and whether that place may have it.
 
-source ─▶ Offer: manifest, corpus, probe, checkpoints     complete, of the ledgers' sizes, with names that are safe
+source ─▶ CopyPlan: manifest, corpus, probe, checkpoints  complete, of the ledgers' sizes, with names that are safe
 place: nothing │ this cache │ an unfinished copy of it    anything else is refused by name
 """
 
@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from cache_builder.atomic import PART_SUFFIX
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
-from cache_builder.format import manifest as names
 from cache_builder.format.manifest import (
     ARRIVING,
     BESIDE,
+    CORPUS,
+    PROBE,
+    ROOT,
     CheckpointGroup,
     CorpusGroup,
+    Entry,
     Ledger,
     LedgerEntry,
     Manifest,
     ProbeGroup,
+    check_name,
+    checkpoint_key,
+    compare,
+    group_key,
+    read_group,
+    unseal,
 )
 from cache_builder.storage.base import Store
 
@@ -40,11 +49,11 @@ class Group:
 
     @property
     def metadata(self) -> str:
-        return f"{self.key}/{names.ROOT}"
+        return group_key(self.key)
 
 
 @dataclass(frozen=True)
-class Offer:
+class CopyPlan:
     """What of a cache is to be brought."""
 
     source: Store
@@ -62,7 +71,7 @@ class Offer:
         return sum(entry.bytes for _, entry in self.files)
 
 
-def plan_offer(source: Store, checkpoints: tuple[str, ...]) -> Offer:
+def plan_copy(source: Store, checkpoints: tuple[str, ...]) -> CopyPlan:
     """Return what is to be brought: these checkpoints, or all of them, with corpus and probe.
 
     Raises:
@@ -78,47 +87,47 @@ def plan_offer(source: Store, checkpoints: tuple[str, ...]) -> Offer:
             + (f", or bring only what is complete: {complete}" if complete else "")
         )
     chosen = tuple(name for name in cache.checkpoints if name in checkpoints) if checkpoints else cache.checkpoints
-    groups = [Group(names.CORPUS, _read_group(source, CorpusGroup, names.CORPUS))]
-    if source.exists(f"{names.PROBE}/{names.ROOT}"):
-        groups.append(Group(names.PROBE, _read_group(source, ProbeGroup, names.PROBE)))
+    groups = [Group(CORPUS, read_group(source, CorpusGroup, CORPUS))]
+    if source.exists(group_key(PROBE)):
+        groups.append(Group(PROBE, read_group(source, ProbeGroup, PROBE)))
     for name in checkpoints or chosen:
-        names.check_name(name)
-        groups.append(Group(names.checkpoint_key(name), cache.checkpoint(name)))
+        check_name(name)
+        groups.append(Group(checkpoint_key(name), cache.checkpoint(name)))
     for group in groups:
         for file in group.files:
             if not _FILE.fullmatch(file):
                 raise CacheDamagedError(f"{source.where(group.metadata)} is damaged: it names the file {file!r}")
-    return Offer(source, cache.manifest, groups, chosen, cache.begun)
+    return CopyPlan(source, cache.manifest, groups, chosen, cache.begun)
 
 
-def check_place(offer: Offer, place: Store) -> dict[str, int]:
+def check_place(plan: CopyPlan, place: Store) -> dict[str, int]:
     """Refuse a place that holds anything else, and return the sizes of the files there.
 
     Raises:
         CacheMismatchError: another cache, another checkpoint of the same name, or files that are no cache.
     """
     where, sizes = place.where(""), place.sizes("")
-    if names.ROOT in sizes:
-        theirs = names.unseal(Manifest, place.read(names.ROOT), place.where(names.ROOT))
-        _refuse_other(theirs, offer.manifest, f"{where} holds another cache")
+    if ROOT in sizes:
+        theirs = read_group(place, Manifest, "")
+        _refuse_other(theirs, plan.manifest, f"{where} holds another cache")
     elif ARRIVING in sizes:
-        theirs = names.unseal(Manifest, place.read(ARRIVING), place.where(ARRIVING))
-        _refuse_other(theirs, offer.manifest, f"{where} holds an unfinished copy of another cache")
+        theirs = unseal(Manifest, place.read(ARRIVING), place.where(ARRIVING))
+        _refuse_other(theirs, plan.manifest, f"{where} holds an unfinished copy of another cache")
     else:
         foreign = [key for key in sizes if key not in BESIDE and not key.endswith(PART_SUFFIX)]
         if foreign:
             raise CacheMismatchError(
                 f"{where} is not a cache and not empty (it holds {foreign[0]!r}); choose another place"
             )
-    for group in offer.groups:
+    for group in plan.groups:
         if group.metadata in sizes:
             _refuse_other_group(group, place)
     return sizes
 
 
-def _refuse_other(theirs: names.Entry, ours: names.Entry, what: str) -> None:
+def _refuse_other(theirs: Entry, ours: Entry, what: str) -> None:
     try:
-        names.compare(theirs, ours, "")
+        compare(theirs, ours, "")
     except CacheMismatchError as error:
         differing = str(error).partition("\n")[2]
         raise CacheMismatchError(f"{what}; choose another place, or remove what is there:\n{differing}") from None
@@ -127,7 +136,7 @@ def _refuse_other(theirs: names.Entry, ours: names.Entry, what: str) -> None:
 def _refuse_other_group(group: Group, place: Store) -> None:
     where = place.where(group.metadata)
     try:
-        theirs = names.unseal(type(group.body), place.read(group.metadata), where)
+        theirs = read_group(place, type(group.body), group.key)
     except CacheDamagedError:
         return  # it is written again
     if theirs == group.body:
@@ -139,8 +148,3 @@ def _refuse_other_group(group: Group, place: Store) -> None:
         f"{where} is of a cache that was built apart from this one, from the same inputs: its files have other bytes, "
         "and checkpoints of the two must not be mixed; choose another place, or remove what is there"
     )
-
-
-def _read_group(source: Store, schema: type[names.Group], group: str) -> names.Group:
-    key = f"{group}/{names.ROOT}"
-    return names.unseal(schema, source.read(key), source.where(key))

@@ -26,12 +26,14 @@ from cache_builder.format.manifest import (
     LedgerEntry,
     check_name,
     checkpoint_key,
+    group_key,
+    read_group,
+    read_order,
     seal,
     sha256,
-    unseal,
 )
 from cache_builder.sharing.card import CARD, is_ours, write_card
-from cache_builder.sharing.copy_plan import Offer, check_place
+from cache_builder.sharing.copy_plan import CopyPlan, check_place
 from cache_builder.storage.base import Store
 from cache_builder.storage.hub import HubStore
 
@@ -39,7 +41,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Moved:
+class CopyStats:
     """What a transfer did."""
 
     sent_files: int = 0
@@ -49,8 +51,8 @@ class Moved:
     """The place has a card that is not ours, or was edited, and keeps it."""
 
 
-def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callable[[int], None]) -> Moved:
-    """Bring everything offered to `place`; `done(bytes)` is told of each file.
+def copy_cache(plan: CopyPlan, place: Store, *, jobs: int, card: bool, done: Callable[[int], None]) -> CopyStats:
+    """Copy what is planned to `place`; `done(bytes)` is told of each file.
 
     Raises:
         CacheDamagedError: a file's bytes are not those that were committed; nothing new can be opened then.
@@ -61,53 +63,53 @@ def transfer(offer: Offer, place: Store, *, jobs: int, card: bool, done: Callabl
     if isinstance(place, HubStore):
         place.make_repository()
     with place.lock_part((0, 1)):
-        sizes = check_place(offer, place)
-        moved = Moved()
-        arriving = [(ARRIVING, seal(offer.manifest))] if not {ROOT, ARRIVING} & sizes.keys() else []
+        sizes = check_place(plan, place)
+        stats = CopyStats()
+        arriving = [(ARRIVING, seal(plan.manifest))] if not {ROOT, ARRIVING} & sizes.keys() else []
         if isinstance(place, HubStore):
             place.finish(arriving, removed=[], message="Begin to add a cache of teacher targets")
-            _bring_to_hub(offer, place, sizes, jobs, moved, done)
+            _copy_to_hub(plan, place, sizes, jobs, stats, done)
         else:
             for key, data in arriving:
                 place.commit(key, data)
-            _bring(offer, place, sizes, jobs, moved, done)
-        _complete(offer, place, sizes, card, moved)
-    return moved
+            _copy_files(plan, place, sizes, jobs, stats, done)
+        _complete(plan, place, sizes, card, stats)
+    return stats
 
 
-def _bring(
-    offer: Offer, place: Store, sizes: dict[str, int], jobs: int, moved: Moved, done: Callable[[int], None]
+def _copy_files(
+    plan: CopyPlan, place: Store, sizes: dict[str, int], jobs: int, stats: CopyStats, done: Callable[[int], None]
 ) -> None:
-    def bring(file: tuple[str, LedgerEntry]) -> tuple[LedgerEntry, bool]:
+    def copy(file: tuple[str, LedgerEntry]) -> tuple[LedgerEntry, bool]:
         key, entry = file
         if sizes.get(key) == entry.bytes and sha256(place.read(key)) == entry.sha256:
             return entry, False
-        place.commit(key, read_checked(offer.source, key, entry))
+        place.commit(key, read_checked(plan.source, key, entry))
         return entry, True
 
-    for entry, sent in _in_parallel(bring, offer.files, jobs):
-        _count(moved, entry, sent)
+    for entry, sent in _in_parallel(copy, plan.files, jobs):
+        _count(stats, entry, sent)
         done(entry.bytes)
 
 
-def _bring_to_hub(
-    offer: Offer, hub: HubStore, sizes: dict[str, int], jobs: int, moved: Moved, done: Callable[[int], None]
+def _copy_to_hub(
+    plan: CopyPlan, hub: HubStore, sizes: dict[str, int], jobs: int, stats: CopyStats, done: Callable[[int], None]
 ) -> None:
     digests = hub.digests()
     missing: dict[str, LedgerEntry] = {}
-    for key, entry in offer.files:
+    for key, entry in plan.files:
         digest = digests.get(key) or (sha256(hub.read(key)) if sizes.get(key) == entry.bytes else None)
         if digest == entry.sha256:
-            _count(moved, entry, False)
+            _count(stats, entry, False)
             done(entry.bytes)
         else:
             missing[key] = entry
     for batch in hub.batches([(key, entry.bytes) for key, entry in missing.items()]):
         files = [(key, missing[key]) for key in batch]
-        data = _in_parallel(lambda file: (file[0], read_checked(offer.source, *file)), files, jobs)
+        data = _in_parallel(lambda file: (file[0], read_checked(plan.source, *file)), files, jobs)
         hub.upload(list(data), jobs)
         for _, entry in files:
-            _count(moved, entry, True)
+            _count(stats, entry, True)
             done(entry.bytes)
 
 
@@ -122,20 +124,20 @@ def read_checked(source: Store, key: str, entry: LedgerEntry) -> bytes:
     return data
 
 
-def _complete(offer: Offer, place: Store, sizes: dict[str, int], card: bool, moved: Moved) -> None:
+def _complete(plan: CopyPlan, place: Store, sizes: dict[str, int], card: bool, stats: CopyStats) -> None:
     """Write what makes the copy a cache, in the order in which it may be seen."""
-    order = _merged_order(offer, place, sizes)
-    last: list[tuple[str, bytes]] = [(group.metadata, seal(group.body)) for group in offer.groups]
-    last.append((f"{CHECKPOINTS}/{ROOT}", seal(CheckpointOrder(order=order))))
+    order = _merged_order(plan, place)
+    last: list[tuple[str, bytes]] = [(group.metadata, seal(group.body)) for group in plan.groups]
+    last.append((group_key(CHECKPOINTS), seal(CheckpointOrder(order=order))))
     if card:
         theirs = place.read(CARD) if CARD in sizes else None
         if theirs is None or is_ours(theirs):
-            last.append((CARD, write_card(place.where(""), offer.manifest, _checkpoints_there(offer, place, order))))
+            last.append((CARD, write_card(place.where(""), plan.manifest, _checkpoints_there(plan, place, order))))
         else:
-            moved.card_kept = True
-    last.append((ROOT, seal(offer.manifest)))
+            stats.card_kept = True
+    last.append((ROOT, seal(plan.manifest)))
     last = [(key, data) for key, data in last if key not in sizes or place.read(key) != data]
-    left_over = [f"{group.key}/{LEDGER}" for group in offer.groups]
+    left_over = [f"{group.key}/{LEDGER}" for group in plan.groups]
     left_over = [prefix for prefix in left_over if any(key.startswith(f"{prefix}/") for key in sizes)]
     if isinstance(place, HubStore):
         place.finish(last, removed=[ARRIVING])
@@ -148,37 +150,33 @@ def _complete(offer: Offer, place: Store, sizes: dict[str, int], card: bool, mov
         place.remove(ARRIVING)
 
 
-def _merged_order(offer: Offer, place: Store, sizes: dict[str, int]) -> list[str]:
+def _merged_order(plan: CopyPlan, place: Store) -> list[str]:
     """Return the checkpoints that the place will list: in the source's order where it knows all, else at the end."""
-    key = f"{CHECKPOINTS}/{ROOT}"
-    known: list[str] = []
-    if key in sizes:
-        known = unseal(CheckpointOrder, place.read(key), place.where(key)).order
-    there = {*known, *offer.chosen}
-    if there <= set(offer.begun):
-        return [name for name in offer.begun if name in there]
-    return [*known, *(name for name in offer.chosen if name not in known)]
+    known = read_order(place)
+    there = {*known, *plan.chosen}
+    if there <= set(plan.begun):
+        return [name for name in plan.begun if name in there]
+    return [*known, *(name for name in plan.chosen if name not in known)]
 
 
-def _checkpoints_there(offer: Offer, place: Store, order: list[str]) -> list[CheckpointGroup]:
-    ours = {group.body.identity.name: group.body for group in offer.groups if isinstance(group.body, CheckpointGroup)}
+def _checkpoints_there(plan: CopyPlan, place: Store, order: list[str]) -> list[CheckpointGroup]:
+    ours = {group.body.identity.name: group.body for group in plan.groups if isinstance(group.body, CheckpointGroup)}
     found: list[CheckpointGroup] = []
     for name in order:
         check_name(name)
-        key = f"{checkpoint_key(name)}/{ROOT}"
         if name in ours:
             found.append(ours[name])
-        elif place.exists(key):
-            found.append(unseal(CheckpointGroup, place.read(key), place.where(key)))
+        elif place.exists(group_key(checkpoint_key(name))):
+            found.append(read_group(place, CheckpointGroup, checkpoint_key(name)))
     return found
 
 
-def _count(moved: Moved, entry: LedgerEntry, sent: bool) -> None:
+def _count(stats: CopyStats, entry: LedgerEntry, sent: bool) -> None:
     if sent:
-        moved.sent_files += 1
-        moved.sent_bytes += entry.bytes
+        stats.sent_files += 1
+        stats.sent_bytes += entry.bytes
     else:
-        moved.present_files += 1
+        stats.present_files += 1
 
 
 def _in_parallel(

@@ -36,9 +36,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             lock_file(descriptor, path)
+            # Its last holder removed the file while this process waited for it: the lock would be on a file that nobody
+            # else opens.
             if _is_still_at(path, descriptor):
                 break
-            os.close(descriptor)  # whoever had it has removed it
+            os.close(descriptor)
     try:
         yield
     finally:
@@ -87,6 +89,7 @@ class LocalLocks:
                     raise CacheBusyError(busy_message(str(self.cache), part, holder))
             descriptor = _hold_file(path, holder_name(part))
         try:
+            # Workers of a builder that was killed notice it only seconds later, and until then they write.
             self._wait_for_workers(part)
             yield
         finally:
@@ -140,6 +143,7 @@ def _hold_file(path: Path, holder: str) -> int:
     """Make a file, lock it and write who holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Never renamed into place: the lock is on this very file, whose text only explains it.
     os.write(descriptor, holder.encode())
     return descriptor
 

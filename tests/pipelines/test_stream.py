@@ -21,8 +21,8 @@ from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.errors import CacheDamagedError, CacheWriteError
 from cache_builder.format.records import Targets
 from cache_builder.format.zarr_shards import crc32c
-from cache_builder.sharing.copy_plan import plan_offer
-from cache_builder.sharing.transfer import transfer
+from cache_builder.sharing.copy_plan import plan_copy
+from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
 from tests.support.toys import load_toy
@@ -296,8 +296,8 @@ def test_a_batchs_chunks_are_read_at_once(here: Cache, monkeypatch: pytest.Monke
 def test_students_trained_from_s3_through_a_small_copy_have_the_bytes_of_those_trained_from_a_folder(
     toy: Callable[..., tuple[Experiment, Cache, object]], bucket: str, built_toy: Path, asked: list[str], tmp_path: Path
 ) -> None:
-    transfer(
-        plan_offer(LocalStore(built_toy / "run" / "cache"), ()),
+    copy_cache(
+        plan_copy(LocalStore(built_toy / "run" / "cache"), ()),
         RemoteStore(f"{bucket}/toy"),
         jobs=4,
         card=True,

@@ -134,7 +134,7 @@ def make_cache(folder: Path, difficulty_N: np.ndarray, generator: np.random.Gene
         writer.write_shard(0, targets)
         logits = base_logits + drift * (1.5 - 0.4 * index)
         logp = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
-        writer.write_extras(1.1 - 0.2 * index, quantise(logp[:, :-1], 2048), logp[:, -1])
+        writer.write_probe_pass(1.1 - 0.2 * index, quantise(logp[:, :-1], 2048), logp[:, -1])
         assert writer.finish(position_offsets)
     return loss_N
 

@@ -43,9 +43,9 @@ def write_shard(writer: CheckpointWriter, shard: int) -> None:
     writer.write_shard(shard, FIXTURE.targets(0, *writer.spec.span(shard)))
 
 
-def write_extras(writer: CheckpointWriter) -> None:
+def write_probe_pass(writer: CheckpointWriter) -> None:
     probe = FIXTURE.targets(0, 0, int(FIXTURE.position_offsets()[3]))
-    writer.write_extras(1.0, quantise(probe.logp, 256), probe.log_tail)
+    writer.write_probe_pass(1.0, quantise(probe.logp, 256), probe.log_tail)
 
 
 def test_shards_in_any_order_make_the_fixtures_bytes(writer: CheckpointWriter) -> None:
@@ -53,7 +53,7 @@ def test_shards_in_any_order_make_the_fixtures_bytes(writer: CheckpointWriter) -
         assert not writer.finish(FIXTURE.position_offsets())
         write_shard(writer, shard)
     assert not writer.finish(FIXTURE.position_offsets())
-    write_extras(writer)
+    write_probe_pass(writer)
     assert writer.finish(FIXTURE.position_offsets())
     ours = files_of(writer.store.folder / "checkpoints" / "step-1")  # type: ignore[attr-defined]
     assert ours == files_of(FIXTURE_FOLDER / "checkpoints" / "step-1")
@@ -98,7 +98,7 @@ def test_an_unfinished_unit_that_was_damaged_counts_as_not_done(writer: Checkpoi
 def test_a_damaged_chunk_stops_the_checkpoint_from_being_completed(writer: CheckpointWriter) -> None:
     for shard in range(writer.n_shards):
         write_shard(writer, shard)
-    write_extras(writer)
+    write_probe_pass(writer)
     shard_file = writer.store.folder / "checkpoints/step-1/records/c/0/0"  # type: ignore[attr-defined]
     data = bytearray(shard_file.read_bytes())
     data[10] ^= 1
@@ -111,7 +111,7 @@ def test_a_damaged_chunk_stops_the_checkpoint_from_being_completed(writer: Check
 def test_what_is_left_of_the_build_is_cleared_when_it_was_killed_after_completing(writer: CheckpointWriter) -> None:
     for shard in range(writer.n_shards):
         write_shard(writer, shard)
-    write_extras(writer)
+    write_probe_pass(writer)
     writer.finish(FIXTURE.position_offsets())
     before = files_of(writer.store.folder)  # type: ignore[attr-defined]
     writer.store.commit("checkpoints/step-1/ledger/0.json", b"left over")

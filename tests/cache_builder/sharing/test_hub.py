@@ -26,8 +26,8 @@ from cache_builder.format.manifest import (
     ROOT,
 )
 from cache_builder.sharing.card import CARD
-from cache_builder.sharing.copy_plan import plan_offer
-from cache_builder.sharing.transfer import transfer
+from cache_builder.sharing.copy_plan import plan_copy
+from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage import hub as hub_store
 from cache_builder.storage.hub import HubStore
 from cache_builder.storage.local import LocalStore
@@ -154,7 +154,7 @@ def test_a_place_with_another_cache_or_another_writer_is_refused(
     hub.puts.clear()
     hub.blobs.clear()
     with pytest.raises(CacheBusyError, match="another one writes there"):
-        transfer(plan_offer(LocalStore(source), ()), other, jobs=2, card=True, done=lambda count: None)
+        copy_cache(plan_copy(LocalStore(source), ()), other, jobs=2, card=True, done=lambda count: None)
 
 
 def test_what_the_hub_refuses_is_one_message_without_a_secret(

@@ -36,8 +36,8 @@ from cache_builder.format.manifest import (
     unseal,
 )
 from cache_builder.sharing.card import is_ours, markdown_line, write_card
-from cache_builder.sharing.copy_plan import plan_offer
-from cache_builder.sharing.transfer import transfer
+from cache_builder.sharing.copy_plan import plan_copy
+from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
@@ -92,7 +92,7 @@ def files_at(store: Store) -> dict[str, bytes]:
 
 def data_files(folder: Path) -> int:
     """Files that a ledger names: all but the groups' own."""
-    return len(plan_offer(LocalStore(folder), ()).files)
+    return len(plan_copy(LocalStore(folder), ()).files)
 
 
 @pytest.mark.parametrize("scheme", ["folder", "s3", "memory"])
@@ -150,7 +150,9 @@ def _fork_pull(source: Path, place: Path, die_at: int) -> int:
     if child == 0:
         try:
             die_at_fsync(die_at)
-            transfer(plan_offer(LocalStore(source), ()), LocalStore(place), jobs=1, card=False, done=lambda count: None)
+            copy_cache(
+                plan_copy(LocalStore(source), ()), LocalStore(place), jobs=1, card=False, done=lambda count: None
+            )
         finally:
             os._exit(0 if (place / ROOT).exists() else 1)
     return os.waitpid(child, 0)[1]
@@ -233,10 +235,10 @@ def test_checkpoints_are_brought_by_name_and_added_on_another_day(source: Path, 
     assert open_cache(str(place)).checkpoints == ("c",)
     assert "all as committed" in call("verify", place)
     seen: list[tuple[str, ...]] = []
-    offer = plan_offer(LocalStore(source), ("a", "b"))
+    plan = plan_copy(LocalStore(source), ("a", "b"))
     LocalStore(place).commit("checkpoints/b/ledger/0.json", b"of a build that was begun here")
-    transfer(
-        offer, LocalStore(place), jobs=1, card=False, done=lambda _: seen.append(open_cache(str(place)).checkpoints)
+    copy_cache(
+        plan, LocalStore(place), jobs=1, card=False, done=lambda _: seen.append(open_cache(str(place)).checkpoints)
     )
     assert set(seen) == {("c",)}
     assert open_cache(str(place)).checkpoints == ("a", "b", "c")
