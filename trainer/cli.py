@@ -6,7 +6,7 @@ that `--help` does not wait for torch.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -26,6 +26,13 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps transformers' bars and warnings out of ours; read when it is imported, which most commands need not do."""
 
 
+TRAIN_EXTRA = {
+    *("accelerate", "datasets", "matplotlib", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "tqdm"),
+    *("transformers", "yaml"),
+}
+"""Modules that a small install lacks, which reads, checks and copies caches."""
+
+
 def experiment_schema() -> "type[Experiment]":
     """Return what a config is read into; the commands of `footsteps cache` ask for it."""
     from trainer.config import Experiment
@@ -40,9 +47,19 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except UserError as error:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(error, err=True)
-            context.exit(2)
+            refuse(context, str(error))
+        except ModuleNotFoundError as error:
+            if error.name not in TRAIN_EXTRA:
+                raise
+            command = f"footsteps {context.invoked_subcommand}"
+            refuse(context, f'{command} needs {error.name}, which is not installed; pip install "footsteps[train]"')
+
+
+def refuse(context: click.Context, message: str) -> NoReturn:
+    """Print what the user can mend and exit with 2."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(message, err=True)
+    context.exit(2)
 
 
 def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":

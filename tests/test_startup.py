@@ -1,0 +1,38 @@
+"""A command that needs no model waits for none of the libraries that run one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SLOW_TO_IMPORT = ("accelerate", "datasets", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn", "torch")
+SLOW_TO_IMPORT += ("transformers", "zarr")
+PROGRAM = f"""
+import atexit, sys
+atexit.register(lambda: print("slow:", *(name for name in {SLOW_TO_IMPORT} if name in sys.modules), file=sys.stderr))
+from trainer.cli import main
+main(sys.argv[1:])
+"""
+FIXTURE = "tests/fixtures/cache_v1"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        "run --help",
+        "config",
+        f"cache info {FIXTURE}",
+        f"cache verify {FIXTURE}",
+        "cache info configs/pubmedqa-llama.toml",
+        "cache push --help",
+    ],
+)
+def test_a_command_that_needs_no_model_imports_nothing_that_is_slow(command: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *command.split()], cwd=ROOT, capture_output=True, text=True)
+    missing = "configs/" in command  # the cache of an experiment that was never run
+    assert done.returncode == (2 if missing else 0), done.stderr
+    assert done.stderr.splitlines()[-1].split() == ["slow:"]
