@@ -3,7 +3,8 @@
 python -m tools.compare_models runs/demo scd/seed-0/best td/seed-0/best
 
 task         metric     first  second  difference [95 % interval]  p, paired bootstrap  p, McNemar
-difference   mean of the rows' scores, first minus second; McNemar's exact test only where every score is 0 or 1
+difference   mean of the rows' scores by their weights, first minus second: of entities, the F1 over all of them.
+             McNemar's exact test only where every score is 0 or 1 and every row counts alike
 """
 
 import json
@@ -16,14 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_builder.errors import DataError, MissingError, UserError
+from trainer.evaluation.metrics import weighted_mean
 from trainer.evaluation.statistics import mcnemar, paired_bootstrap
 
-Scores = dict[str, dict[str, float]]
+Scores = dict[str, dict[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one task: means of the rows' scores, and how sure their difference is."""
+    """Two models on one task: weighted means of the rows' scores, and how sure their difference is."""
 
     task: str
     rows: int
@@ -36,7 +38,7 @@ class Comparison:
 
 
 def read_scores(run: Path, model: str) -> Scores:
-    """Return task → row id → score of one evaluated model.
+    """Return task → row id → (score, weight) of one evaluated model; rows of older files all have weight 1.
 
     Raises:
         MissingError: the model has not been evaluated in this run.
@@ -51,7 +53,7 @@ def read_scores(run: Path, model: str) -> Scores:
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["score"] is not None:
-            scores.setdefault(row["task"], {})[row["id"]] = row["score"]
+            scores.setdefault(row["task"], {})[row["id"]] = (row["score"], row.get("weight", 1.0))
     return scores
 
 
@@ -65,13 +67,16 @@ def compare(first: Scores, second: Scores, samples: int) -> list[Comparison]:
     for task in sorted(first.keys() & second.keys()):
         ids = sorted(first[task].keys() & second[task].keys())
         if ids:
-            one, other = (np.array([scores[task][row] for row in ids]) for scores in (first, second))
-            _, low, high, p_value = paired_bootstrap(one, other, samples)
-            binary = set(np.concatenate([one, other]).tolist()) <= {0.0, 1.0}
-            exact = mcnemar(one, other) if binary else None
-            results.append(
-                Comparison(task, len(ids), float(one.mean()), float(other.mean()), low, high, p_value, exact)
+            (one, one_weight), (other, other_weight) = (
+                np.array([scores[task][row] for row in ids]).T for scores in (first, second)
             )
+            weights = np.stack([one_weight, other_weight])
+            alike = bool((weights == 1).all())
+            _, low, high, p_value = paired_bootstrap(one, other, samples, weights=None if alike else tuple(weights))
+            binary = alike and set(np.concatenate([one, other]).tolist()) <= {0.0, 1.0}
+            means = [weighted_mean(one, one_weight), weighted_mean(other, other_weight)]
+            exact = mcnemar(one, other) if binary else None
+            results.append(Comparison(task, len(ids), *means, low, high, p_value, exact))
     if not results:
         raise DataError("the two models have no scored test row in common; evaluate both on the same test set")
     return results

@@ -34,6 +34,19 @@ def test_graded_scores_have_no_mcnemar_test(tmp_path: Path) -> None:
     assert result.p_mcnemar is None
 
 
+def test_entity_scores_are_compared_by_the_f1_over_all_entities(tmp_path: Path) -> None:
+    """One row with 20 entities counts as much as its entities do, and rows without any count nothing."""
+    for model, of_many in (("a", 0.5), ("b", 1.0)):
+        rows = [("many", of_many, 40), ("one", 1.0 if model == "a" else 0.0, 2), ("none", 1.0, 0)]
+        folder = tmp_path / "evaluate" / model
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"id": row, "task": "t", "score": score, "weight": weight}) for row, score, weight in rows]
+        (folder / "predictions.jsonl").write_text("\n".join(lines))
+    (result,) = compare(read_scores(tmp_path, "a"), read_scores(tmp_path, "b"), 500)
+    assert result.first == pytest.approx((0.5 * 40 + 2) / 42) and result.second == pytest.approx(40 / 42)
+    assert result.p_mcnemar is None and result.low < result.first - result.second < result.high
+
+
 def test_the_command_prints_a_row_per_task_and_names_a_model_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, "a", [1.0, 0.0])
     write(tmp_path, "b", [1.0, 1.0])
@@ -47,4 +60,4 @@ def test_the_command_prints_a_row_per_task_and_names_a_model_that_is_not_there(t
 
 def test_models_without_a_common_row_are_not_compared() -> None:
     with pytest.raises(DataError, match="no scored test row in common"):
-        compare({"t": {"1": 1.0}}, {"t": {"2": 1.0}}, 100)
+        compare({"t": {"1": (1.0, 1.0)}}, {"t": {"2": (1.0, 1.0)}}, 100)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +19,10 @@ from cache_builder.data.chat import encode_prompt
 from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError
 from trainer.evaluation.answers import Answer
+from trainer.evaluation.baselines import ahead, baseline_answers, score
 from trainer.evaluation.generation import Outputs, find_stop_ids, generate
 from trainer.evaluation.likelihood import likeliest
-from trainer.evaluation.metrics import MetricName, count_score, counts_GP, is_row_metric, label_indices, row_scores
-from trainer.evaluation.statistics import interval, mean_interval
+from trainer.evaluation.metrics import is_row_metric, row_scores
 from trainer.evaluation.tasks import EvaluateConfig, Task
 
 
@@ -38,14 +37,31 @@ class TaskOutputs:
     parsed: list[Answer | None]
     gold: list[Answer]
 
-    def metrics(self, bootstrap_samples: int) -> dict[str, dict[str, float]]:
+    def result(self, bootstrap_samples: int) -> dict[str, Any]:
+        """Return the task's part of metrics.json."""
+        primary, baselines = self.task.metrics[0], baseline_answers(self.task, self.examples, self.gold)
+        return {
+            "rows": len(self.examples),
+            "unparsable": sum(answer is None for answer in self.parsed),
+            "primary": primary,
+            "metrics": self._metrics(self.parsed, bootstrap_samples),
+            "baselines": {
+                name: {
+                    "metrics": self._metrics(answers, bootstrap_samples),
+                    "ahead": ahead(primary, self.parsed, answers, self.gold, bootstrap_samples),
+                }
+                for name, answers in baselines.items()
+            },
+        }
+
+    def _metrics(self, answers: Sequence[Answer | None], bootstrap_samples: int) -> dict[str, dict[str, float]]:
         """Return value, low and high of each of the task's metrics."""
-        return {name: score(name, self.parsed, self.gold, bootstrap_samples) for name in self.task.metrics}
+        return {name: score(name, answers, self.gold, bootstrap_samples) for name in self.task.metrics}
 
     def predictions(self) -> list[dict[str, Any]]:
         """Return the rows of predictions.jsonl."""
         primary = self.task.metrics[0]
-        scores = row_scores(primary, self.parsed, self.gold).tolist() if is_row_metric(primary) else None
+        scores = row_scores(primary, self.parsed, self.gold) if is_row_metric(primary) else None
         return [
             {
                 "id": example["id"],
@@ -54,7 +70,8 @@ class TaskOutputs:
                 "output": self.outputs.texts[row],
                 "parsed": self.parsed[row],
                 "answer": self.gold[row],
-                "score": scores[row] if scores else None,
+                "score": float(scores.score[row]) if scores else None,
+                "weight": float(scores.weight[row]) if scores else None,
             }
             for row, example in enumerate(self.examples)
         ]
@@ -119,15 +136,7 @@ def evaluate_model(
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "seconds": seconds,
         "tokens_per_second": sum(part.outputs.tokens for part in evaluated) / seconds if seconds else 0.0,
-        "tasks": {
-            part.task.name: {
-                "rows": len(part.examples),
-                "unparsable": sum(answer is None for answer in part.parsed),
-                "primary": part.task.metrics[0],
-                "metrics": part.metrics(settings.bootstrap_samples),
-            }
-            for part in evaluated
-        },
+        "tasks": {part.task.name: part.result(settings.bootstrap_samples) for part in evaluated},
     }
     folder = Path(output_dir) / "evaluate" / model_name
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,23 +145,6 @@ def evaluate_model(
     _write(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     _write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
-
-
-def score(
-    metric: MetricName, parsed: Sequence[Answer | None], gold: Sequence[Answer], bootstrap_samples: int
-) -> dict[str, float]:
-    """Return a metric's value and its 95 % bootstrap interval over rows."""
-    if is_row_metric(metric):
-        scores = row_scores(metric, parsed, gold)
-        value, (low, high) = float(scores.mean()), mean_interval(scores, bootstrap_samples)
-    else:
-        gold_index, predicted_index, labels = label_indices(parsed, gold)
-
-        def of_rows(rows: np.ndarray) -> float:
-            return count_score(metric, counts_GP(gold_index[rows], predicted_index[rows], len(labels)))
-
-        value, (low, high) = of_rows(np.arange(len(gold))), interval(of_rows, len(gold), bootstrap_samples)
-    return {"value": value, "low": low, "high": high}
 
 
 def _evaluate_task(

@@ -1,38 +1,77 @@
 """Scores of parsed answers against gold ones, as fractions; an answer that could not be parsed is None.
 
-of single rows, averaged       accuracy  exact_match  token_f1  exact_f1  partial_f1  partial_f1_official
-of all rows together           macro_f1  kappa  kappa_linear          from counts_GP[gold label, predicted label]
+of single rows, averaged       accuracy  exact_match  token_f1  exact_f1  partial_f1_official
+of entities, over all rows     entity_f1  entity_precision  entity_recall  partial_f1         Σ right / Σ entities
+of labels, over all rows       macro_f1  kappa  kappa_linear          from counts_GP[gold label, predicted label]
 
-exact_f1             2 |P ∩ G| / (|P| + |G|) on the sets of entities
-partial_f1           the same, where containing, or being contained in, an entity of the other side is a match
-partial_f1_official  JMED-LLM's script: it tests membership in the list, not containment. One exact hit counts
-                     every gold entity and a true partial match none, so it can exceed 1. Only to compare with.
+entity_f1            2 Σ |P ∩ G| / Σ (|P| + |G|), P and G a row's sets of entities; a row without any counts nothing
+partial_f1           the same, crediting overlaps one to one (entities.py)
+exact_f1             mean over rows of 2 |P ∩ G| / (|P| + |G|); a row without any is 1, so saying nothing scores their
+                     share
+partial_f1_official  JMED-LLM's script: it tests membership in the set, not overlap. One exact hit counts every gold
+                     entity and a true partial match none, so it can exceed 1. Only to compare with.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from trainer.evaluation.answers import Answer
+from trainer.evaluation.entities import Found, entities, exact, partial
 
-RowMetric = Literal["accuracy", "exact_match", "token_f1", "exact_f1", "partial_f1", "partial_f1_official"]
+RowMetric = Literal["accuracy", "exact_match", "token_f1", "exact_f1", "partial_f1_official"]
+EntityMetric = Literal["entity_f1", "entity_precision", "entity_recall", "partial_f1"]
 CountMetric = Literal["macro_f1", "kappa", "kappa_linear"]
-MetricName = RowMetric | CountMetric
+MetricName = RowMetric | EntityMetric | CountMetric
 UNPARSED = "None"
 """The class of answers that could not be parsed, in the agreement metrics (JMED-LLM's name for it)."""
 
 
+class RowScores(NamedTuple):
+    """Each row's score and how much it counts, both [rows] float64: a metric's value is the weighted mean."""
+
+    score: np.ndarray
+    weight: np.ndarray
+
+
 def is_row_metric(metric: MetricName) -> bool:
-    """Return whether a metric is a mean of scores of single rows."""
-    return metric in get_args(RowMetric)
+    """Return whether a metric is a (weighted) mean of scores of single rows."""
+    return metric in get_args(RowMetric) or metric in get_args(EntityMetric)
 
 
-def row_scores(metric: MetricName, parsed: Sequence[Answer | None], gold: Sequence[Answer]) -> np.ndarray:
-    """Return the score of each row, [rows] float64."""
-    score = _OF_ROW[metric]
-    return np.array([0.0 if p is None else score(p, g) for p, g in zip(parsed, gold, strict=True)], np.float64)
+def row_scores(metric: MetricName, parsed: Sequence[Answer | None], gold: Sequence[Answer]) -> RowScores:
+    """Return the score and weight of each row; the weight is 1, or a metric of entities' number of them."""
+    if metric in get_args(EntityMetric):
+        found_of, share_of = _OF_ENTITIES[metric]
+        found = [found_of(p, g) for p, g in zip(parsed, gold, strict=True)]
+        right, weight = np.array([share_of(each) for each in found], np.float64).reshape(-1, 2).T
+        score = np.array([float(each.predicted == each.gold == 0) for each in found])
+        return RowScores(np.divide(right, weight, out=score, where=weight > 0), weight)
+    of_row = _OF_ROW[metric]
+    scores = [0.0 if p is None else of_row(p, g) for p, g in zip(parsed, gold, strict=True)]
+    return RowScores(np.array(scores, np.float64), np.ones(len(gold)))
+
+
+def scorer(
+    metric: MetricName, parsed: Sequence[Answer | None], gold: Sequence[Answer]
+) -> Callable[[np.ndarray], float]:
+    """Return the function from rows, as indices [n], to the metric's value on them, as bootstraps resample it."""
+    if is_row_metric(metric):
+        score, weight = row_scores(metric, parsed, gold)
+        return lambda rows: weighted_mean(score[rows], weight[rows])
+    gold_index, predicted_index, labels = label_indices(parsed, gold)
+    return lambda rows: count_score(metric, counts_GP(gold_index[rows], predicted_index[rows], len(labels)))
+
+
+def weighted_mean(score: np.ndarray, weight: np.ndarray) -> float:
+    """Return Σ weight · score / Σ weight, or 0 where nothing counts, as seqeval and scikit-learn have it.
+
+    Summed in the rows' order, as JMED-LLM's script does, so that its metrics agree to the last digit.
+    """
+    total = float(np.cumsum(weight)[-1])
+    return float(np.cumsum(weight * score)[-1]) / total if total else 0.0
 
 
 def label_indices(parsed: Sequence[Answer | None], gold: Sequence[Answer]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -90,23 +129,17 @@ def token_f1(parsed: Answer, gold: Answer) -> float:
 
 
 def exact_f1(parsed: Answer, gold: Answer) -> float:
-    """Return the F1 of two sets of entities."""
-    written, wanted = set(_entities(parsed)), set(_entities(gold))
-    return _f1(len(written & wanted), len(written), len(written & wanted), len(wanted))
-
-
-def partial_f1(parsed: Answer, gold: Answer) -> float:
-    """Return the F1 of two sets of entities where overlapping ones match: precision over the predicted entities with
-    a match, recall over the gold ones with a match."""
-    written, wanted = set(_entities(parsed)), set(_entities(gold))
-    right = sum(any(_overlap(entity, other) for other in wanted) for entity in written)
-    found = sum(any(_overlap(entity, other) for other in written) for entity in wanted)
-    return _f1(right, len(written), found, len(wanted))
+    """Return the F1 of one row's two sets of entities."""
+    right, written, wanted = exact(parsed, gold)
+    return _f1(right, written, right, wanted)
 
 
 def partial_f1_official(parsed: Answer, gold: Answer) -> float:
-    """Return what JMED-LLM's evaluation script computes for one row; see above why it is not a partial F1."""
-    written, wanted = _entities(parsed), _entities(gold)
+    """Return what JMED-LLM's evaluation script computes for one row; see above why it is not a partial F1.
+
+    The script fails where gold is empty; here two empty sides agree.
+    """
+    written, wanted = set(entities(parsed)), set(entities(gold))
     found = sum(any(entity in written or other in wanted for other in written) for entity in wanted)
     return _f1(found, len(written), found, len(wanted))
 
@@ -121,16 +154,8 @@ def _f1(right: float, written: int, found: float, wanted: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _overlap(one: str, other: str) -> bool:
-    return bool(one and other) and (one in other or other in one)
-
-
-def _entities(answer: Answer) -> list[str]:
-    return [answer] if isinstance(answer, str) else answer
-
-
 def _spaced(answer: Answer) -> str:
-    return " ".join(" ".join(_entities(answer)).split())
+    return " ".join(" ".join(entities(answer)).split())
 
 
 _OF_ROW: dict[str, Callable[[Answer, Answer], float]] = {
@@ -138,8 +163,13 @@ _OF_ROW: dict[str, Callable[[Answer, Answer], float]] = {
     "exact_match": exact_match,
     "token_f1": token_f1,
     "exact_f1": exact_f1,
-    "partial_f1": partial_f1,
     "partial_f1_official": partial_f1_official,
+}
+_OF_ENTITIES: dict[str, tuple[Callable[[Answer | None, Answer], Found], Callable[[Found], tuple[float, float]]]] = {
+    "entity_f1": (exact, lambda found: (2 * found.right, found.predicted + found.gold)),
+    "entity_precision": (exact, lambda found: (found.right, found.predicted)),
+    "entity_recall": (exact, lambda found: (found.right, found.gold)),
+    "partial_f1": (partial, lambda found: (2 * found.right, found.predicted + found.gold)),
 }
 _OF_COUNTS: dict[str, Callable[[np.ndarray], float]] = {
     "macro_f1": macro_f1,

@@ -20,19 +20,38 @@ def interval(score: Callable[[np.ndarray], float], rows: int, samples: int, seed
     return _percentiles(np.array(scores))
 
 
-def mean_interval(scores: np.ndarray, samples: int, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of row scores; `interval` of a mean, at once."""
-    return _resampled_means(scores, samples, seed)[0]
-
-
 def paired_bootstrap(
-    scores: np.ndarray, other: np.ndarray, samples: int = 10_000, seed: int = 0
+    scores: np.ndarray,
+    other: np.ndarray,
+    samples: int = 10_000,
+    seed: int = 0,
+    weights: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[float, float, float, float]:
-    """Return mean(scores) − mean(other), its 95 % interval and its two-sided p-value, resampling rows in pairs."""
-    low_high, means = _resampled_means(np.asarray(scores, np.float64) - np.asarray(other, np.float64), samples, seed)
-    difference = float(np.mean(scores) - np.mean(other))
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return difference, *low_high, min(1.0, 2 * (int(beyond) + 1) / (samples + 1))
+    """Return the difference of two mean scores, its 95 % interval and its two-sided p-value, resampling rows in pairs.
+
+    `scores` and `other` are [rows], or [models, rows] of which the mean over models counts. With `weights`, of the same
+    two shapes, a mean over rows is Σ weight · score / Σ weight, the ratio of two sums that are resampled together, as
+    the F1 over all entities is.
+    """
+    ours, theirs = (np.atleast_2d(np.asarray(each, np.float64)) for each in (scores, other))
+    generator = np.random.default_rng(seed)
+    rows = ours.shape[1]
+    if weights is None:
+        row_difference = ours.mean(axis=0) - theirs.mean(axis=0)
+        difference = float(np.mean(ours) - np.mean(theirs))
+        resampled = [row_difference[generator.integers(rows, size=rows)].mean() for _ in range(samples)]
+    else:
+        sums = [_sums(*pair) for pair in zip((ours, theirs), weights, strict=True)]
+
+        def value(counts: np.ndarray) -> float:
+            one, two = (_ratios(each @ counts) for each in sums)
+            return float(one.mean() - two.mean())
+
+        difference = value(np.ones(rows))
+        resampled = [value(np.bincount(generator.integers(rows, size=rows), minlength=rows)) for _ in range(samples)]
+    differences = np.array(resampled)
+    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
+    return difference, *_percentiles(differences), min(1.0, 2 * (int(beyond) + 1) / (samples + 1))
 
 
 def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
@@ -52,10 +71,15 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _resampled_means(values: np.ndarray, samples: int, seed: int) -> tuple[tuple[float, float], np.ndarray]:
-    generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(len(values), size=len(values))].mean() for _ in range(samples)])
-    return _percentiles(means), means
+def _sums(scores_SN: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return what is summed over rows, [2, models, rows]: weighted scores and weights."""
+    weights_SN = np.atleast_2d(np.asarray(weights, np.float64))
+    return np.stack([scores_SN * weights_SN, weights_SN])
+
+
+def _ratios(sums_2S: np.ndarray) -> np.ndarray:
+    """Return sum / sum, 0 where there is nothing to divide by."""
+    return np.divide(sums_2S[0], sums_2S[1], out=np.zeros_like(sums_2S[0]), where=sums_2S[1] > 0)
 
 
 def _percentiles(scores: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,7 @@
     kind              parser   metrics, the primary one first
     classification    choice   accuracy  macro_f1  kappa
     multiple_choice   letter   accuracy  macro_f1  kappa
-    entities          list     exact_f1  partial_f1
+    entities          list     entity_f1  entity_precision  entity_recall  partial_f1  exact_f1
     exact             line     exact_match  token_f1
     text              text     token_f1  exact_match
 
@@ -13,7 +13,7 @@ list are entities, and all others are exact.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from cache_builder.config import Section
 from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError
 from trainer.evaluation.answers import Answer, ParserName, labels_of, parse
-from trainer.evaluation.metrics import MetricName
+from trainer.evaluation.metrics import EntityMetric, MetricName
 
 Kind = Literal["classification", "multiple_choice", "entities", "exact", "text"]
 Method = Literal["generate", "likelihood"]
@@ -109,14 +109,14 @@ class Task:
 DEFAULTS: dict[Kind, tuple[ParserName, tuple[MetricName, ...]]] = {
     "classification": ("choice", ("accuracy", "macro_f1", "kappa")),
     "multiple_choice": ("letter", ("accuracy", "macro_f1", "kappa")),
-    "entities": ("list", ("exact_f1", "partial_f1")),
+    "entities": ("list", ("entity_f1", "entity_precision", "entity_recall", "partial_f1", "exact_f1")),
     "exact": ("line", ("exact_match", "token_f1")),
     "text": ("text", ("token_f1", "exact_match")),
 }
 
 _CHOICE = TaskConfig(kind="multiple_choice", max_new_tokens=8)
 _ORDERED_CHOICE = TaskConfig(kind="multiple_choice", metrics=["accuracy", "macro_f1", "kappa_linear"], max_new_tokens=8)
-_ENTITIES = TaskConfig(kind="entities", metrics=["exact_f1", "partial_f1", "partial_f1_official"], max_new_tokens=512)
+_ENTITIES = TaskConfig(kind="entities", metrics=[*DEFAULTS["entities"][1], "partial_f1_official"], max_new_tokens=512)
 KNOWN: dict[str, dict[str, TaskConfig]] = {
     "jmed-llm": {
         "jmmlu_med": _CHOICE,
@@ -185,7 +185,7 @@ def _kind(example: Example, has_choices: bool) -> Kind:
 def _check_metrics(task: Task) -> None:
     unfit: dict[str, set[str]] = {
         "entities": {"accuracy", "macro_f1", "kappa", "kappa_linear"},
-        "exact": {"exact_f1", "partial_f1", "partial_f1_official"},
+        "exact": {*get_args(EntityMetric), "exact_f1", "partial_f1_official"},
     }
     for metric in task.metrics:
         if metric in unfit.get(task.kind, unfit["exact"]):

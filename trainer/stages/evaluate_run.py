@@ -24,6 +24,10 @@ from trainer.processes import on_main_process
 from trainer.report.model_card import write_model_cards
 from trainer.stages.student_losses import load_on_device, student_sft_folder
 
+EVALUATION_VERSION = 2
+"""Of what metrics.json and predictions.jsonl hold; what an older one wrote is evaluated again. 1 had no baselines and
+no metrics over all entities."""
+
 
 @dataclass(frozen=True)
 class RunModel:
@@ -69,6 +73,7 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
         folder = experiment.output_dir / "evaluate" / one.name
         weights = weights_fingerprint(one.model.model, experiment.run.seed)
         inputs = {
+            "version": EVALUATION_VERSION,
             "weights": weights,
             "evaluate": experiment.evaluate.model_dump(),
             "tasks": {name: config.model_dump() for name, config in experiment.tasks.items()},

@@ -1,9 +1,15 @@
 """Intervals and tests between models: known answers, and the error rates that they promise."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from trainer.evaluation.statistics import interval, mcnemar, mean_and_std, mean_interval, paired_bootstrap
+from trainer.evaluation.statistics import interval, mcnemar, mean_and_std, paired_bootstrap
+
+
+def mean_interval(scores: np.ndarray, samples: int) -> tuple[float, float]:
+    return interval(lambda rows: float(scores[rows].mean()), len(scores), samples)
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide_on_each_side() -> None:
@@ -14,9 +20,46 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors_wide_on_each_side()
     assert high == pytest.approx(scores.mean() + 1.96 * error, abs=0.1 * error)
 
 
-def test_a_mean_and_a_score_of_rows_have_the_same_interval() -> None:
-    scores = np.random.default_rng(0).random(50)
-    assert interval(lambda rows: float(scores[rows].mean()), 50, 200) == mean_interval(scores, 200)
+def test_weights_of_one_change_no_comparison() -> None:
+    one, other = np.random.default_rng(0).random((2, 80))
+    ones = np.ones(80)
+    np.testing.assert_allclose(
+        paired_bootstrap(one, other, 300, weights=(ones, ones)), paired_bootstrap(one, other, 300)
+    )
+
+
+def test_weighted_rows_are_compared_as_ratios_of_sums_resampled_together() -> None:
+    """By hand, over all 27 resamples of three rows: Σ right / Σ entities, and rows without entities count nothing."""
+    score, weight = np.array([1.0, 0.5, 1.0]), np.array([2.0, 6.0, 0.0])
+    other, other_weight = np.array([0.5, 1.0, 0.0]), np.array([4.0, 2.0, 1.0])
+    draws = [np.array(rows) for rows in itertools.product(range(3), repeat=3)]
+
+    def ratio(rows: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
+        return float((scores * weights)[rows].sum() / weights[rows].sum()) if weights[rows].sum() else 0.0
+
+    exact = [ratio(rows, score, weight) - ratio(rows, other, other_weight) for rows in draws]
+    found = paired_bootstrap(score, other, 20_000, weights=(weight, other_weight))
+    assert found[0] == pytest.approx(5 / 8 - 4 / 7)
+    expected = np.quantile(np.repeat(exact, 1000), [0.025, 0.975])
+    np.testing.assert_allclose(found[1:3], expected, atol=0.02)
+
+
+def test_several_models_count_by_the_mean_of_their_own_ratios() -> None:
+    scores, weights = np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[1.0, 3.0], [2.0, 2.0]])
+    teacher = np.array([1.0, 1.0])
+    difference, *_ = paired_bootstrap(scores, teacher, 100, weights=(weights, np.ones(2)))
+    assert difference == pytest.approx((1 / 4 + 1 / 2) / 2 - 1)
+    assert paired_bootstrap(scores, teacher, 100)[0] == pytest.approx(0.5 - 1)
+
+
+def test_equal_models_differ_in_ratios_about_as_often_as_promised() -> None:
+    generator = np.random.default_rng(0)
+    rejected = 0
+    for _ in range(200):
+        entities = generator.integers(1, 5, 60).astype(float)
+        one, other = generator.binomial(entities.astype(int), 0.7, (2, 60)) / entities
+        rejected += paired_bootstrap(one, other, 400, weights=(entities, entities))[3] < 0.05
+    assert rejected <= 22
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_rows() -> None:
