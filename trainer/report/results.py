@@ -5,7 +5,7 @@
            [low, high]                        95 % interval over test rows, its ends averaged over seeds
            ▲ / ▼                              above / below the teacher, p < 0.05 after Holm's correction per task
 
-The test is a bootstrap paired by test row: each row's score averaged over seeds, minus the teacher's.
+The test is a bootstrap paired by test row: the mean over seeds of a score, minus the teacher's, on resampled rows.
 """
 
 from collections.abc import Sequence
@@ -96,13 +96,33 @@ def result_table(run: Run, which: str = "best") -> ResultTable:
     return ResultTable(tasks, _with_best(rows, tasks))
 
 
-def difference(student: dict[str, float], teacher: dict[str, float]) -> tuple[float, float, float, float] | None:
-    """Return mean student − teacher on the rows both have, its 95 % interval and its two-sided p-value."""
-    ids = sorted(student.keys() & teacher.keys())
+@dataclass(frozen=True)
+class Difference:
+    """How far one group of models is ahead of another on the rows that all have."""
+
+    rows: int
+    ahead: float
+    low: float
+    high: float
+    p_value: float
+
+
+def difference(ours: Sequence[Evaluation], theirs: Sequence[Evaluation], task: str) -> Difference | None:
+    """Compare two groups' mean scores on a task, with a 95 % interval and a two-sided p-value.
+
+    Where rows count by their entities, the scores are F1 over all of them, and both of its sums are resampled together.
+    """
+    both = [*ours, *theirs]
+    ids = sorted(set.intersection(*(set(e.scores.get(task, {})) for e in both))) if ours and theirs else []
     if not ids:
         return None
-    ours, theirs = (np.array([scores[i] for i in ids]) for scores in (student, teacher))
-    return paired_bootstrap(ours, theirs, BOOTSTRAP_SAMPLES)
+    score, weight = (
+        np.array([[rows.get(i, 1.0) for i in ids] for rows in tables])
+        for tables in ([e.scores[task] for e in both], [e.weights.get(task, {}) for e in both])
+    )
+    split = len(ours)
+    weights = None if (weight == 1).all() else (weight[:split], weight[split:])
+    return Difference(len(ids), *paired_bootstrap(score[:split], score[split:], BOOTSTRAP_SAMPLES, weights=weights))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -162,17 +182,22 @@ def _with_significance(
     if teacher is None:
         return rows
     for task in tasks:
-        tested: dict[int, tuple[float, float, float, float]] = {}
+        tested: dict[int, Difference] = {}
         for index, (_, kind, evaluations) in enumerate(groups):
             if kind != "teacher" and task in rows[index].cells:
-                found = difference(mean_scores(evaluations, task), teacher.scores.get(task, {}))
+                found = difference(evaluations, [teacher], task)
                 if found is not None:
                     tested[index] = found
-        corrected = holm([p_value for *_, p_value in tested.values()])
-        for (index, (ahead, low, high, _)), p_value in zip(tested.items(), corrected, strict=True):
-            mark = ("above" if ahead > 0 else "below") if p_value < SIGNIFICANCE else ""
+        corrected = holm([found.p_value for found in tested.values()])
+        for (index, found), p_value in zip(tested.items(), corrected, strict=True):
+            mark = ("above" if found.ahead > 0 else "below") if p_value < SIGNIFICANCE else ""
             rows[index].cells[task] = replace(
-                rows[index].cells[task], ahead=ahead, ahead_low=low, ahead_high=high, p_value=p_value, mark=mark
+                rows[index].cells[task],
+                ahead=found.ahead,
+                ahead_low=found.low,
+                ahead_high=found.high,
+                p_value=p_value,
+                mark=mark,
             )
     return rows
 

@@ -14,9 +14,9 @@ from cache_builder.data.sources import turns
 from tests.support.paths import ROOT
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.baselines import ahead, baseline_answers, score
-from trainer.evaluation.evaluate import EvaluateConfig, TaskOutputs, evaluate_model
+from trainer.evaluation.evaluate import TaskOutputs, evaluate_model
 from trainer.evaluation.generation import Outputs
-from trainer.evaluation.tasks import TaskConfig, resolve_tasks
+from trainer.evaluation.tasks import EvaluateConfig, TaskConfig, resolve_tasks
 
 
 def rows_of(answers: list[Any], **extra: Any) -> list[Example]:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +147,28 @@ def test_the_teacher_is_never_the_best_student() -> None:
 
 
 def test_a_difference_is_paired_by_row_and_knows_ties() -> None:
-    hard_rows = {str(i): float(i % 3 == 0) for i in range(60)}
-    slightly_better = {**hard_rows, **{str(i): 1.0 for i in range(1, 30, 3)}}
-    found = difference(slightly_better, hard_rows)
-    assert found is not None
-    ahead, low, high, p_value = found
-    assert ahead == pytest.approx(10 / 60) and low > 0 and high < 0.3 and p_value < 0.01
-    tied = difference(hard_rows, hard_rows)
-    assert tied is not None and tied[0] == 0 and tied[3] == 1.0
-    assert difference({"a": 1.0}, {"b": 1.0}) is None
+    hard_rows = [float(i % 3 == 0) for i in range(60)]
+    slightly_better = [1.0 if i % 3 == 1 and i < 30 else score for i, score in enumerate(hard_rows)]
+    teacher = evaluation("teacher", hard_rows)
+    found = difference([evaluation("student_sft", slightly_better)], [teacher], "t")
+    assert found is not None and found.rows == 60
+    assert found.ahead == pytest.approx(10 / 60) and found.low > 0 and found.high < 0.3 and found.p_value < 0.01
+    tied = difference([teacher], [teacher], "t")
+    assert tied is not None and tied.ahead == 0 and tied.p_value == 1.0
+    elsewhere = replace(teacher, scores={"t": {"another row": 1.0}})
+    assert difference([teacher], [elsewhere], "t") is None and difference([], [teacher], "t") is None
+
+
+def test_rows_that_count_by_their_entities_are_compared_by_the_score_that_the_table_shows() -> None:
+    """A student that finds what the rows with many entities have is ahead, though most rows are the teacher's."""
+    weights = {"t": {str(i): 30.0 if i % 4 == 0 else 0.0 for i in range(40)}}
+    teacher = replace(evaluation("teacher", [0.1 if i % 4 == 0 else 1.0 for i in range(40)]), weights=weights)
+    student = replace(evaluation("student_sft", [0.9 if i % 4 == 0 else 0.0 for i in range(40)]), weights=weights)
+    found = difference([student], [teacher], "t")
+    assert found is not None and found.ahead == pytest.approx(0.8) and found.p_value < 0.01
+    seeds = [replace(evaluation(f"td/seed-{s}/best", [s] * 40, "td", s, "best"), weights=weights) for s in (0, 1)]
+    found = difference(seeds, [teacher], "t")
+    assert found is not None and found.ahead == pytest.approx((0 + 1) / 2 - 0.1)
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_never_reorders() -> None:

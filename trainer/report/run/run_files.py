@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,17 @@ def read_losses(path: Path, missing: list[str], label: str) -> np.ndarray | None
         return None
 
 
-def read_scores(path: Path, missing: list[str]) -> dict[str, dict[str, float]]:
-    """Return task -> row id -> score from a file of predictions; up to the first line that is none."""
-    scores: dict[str, dict[str, float]] = {}
+@dataclass(frozen=True)
+class RowScores:
+    """Task -> row id -> the row's score, and how much it counts; a metric is their weighted mean."""
+
+    score: dict[str, dict[str, float]]
+    weight: dict[str, dict[str, float]]
+
+
+def read_scores(path: Path, missing: list[str]) -> RowScores:
+    """Return the rows' scores from a file of predictions, up to the first line that is none; older ones count alike."""
+    scores = RowScores({}, {})
     if not path.is_file():
         missing.append(f"{path.parent.name}: no predictions.jsonl, so no test paired by row")
         return scores
@@ -51,7 +60,10 @@ def read_scores(path: Path, missing: list[str]) -> dict[str, dict[str, float]]:
                 number += 1
                 row = json.loads(line) if line.strip() else {}
                 if row.get("score") is not None:
-                    scores.setdefault(str(row["task"]), {})[str(row["id"])] = float(row["score"])
+                    task, name = str(row["task"]), str(row["id"])
+                    weight = float(row.get("weight", 1.0))
+                    scores.score.setdefault(task, {})[name] = float(row["score"])
+                    scores.weight.setdefault(task, {})[name] = weight
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing.append(f"{path.parent.name}/predictions.jsonl, line {number} and after: {error!r}")
     return scores

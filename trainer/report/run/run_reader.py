@@ -70,6 +70,8 @@ class Evaluation:
     """Of the parameters, as they were loaded."""
     seconds: float | None = None
     """What answering the test examples took."""
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Task -> row id -> how much the row counts; 1 where it is not named."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
         return None
     model = path.parent.relative_to(root).as_posix()
     method, seed, which = _model_parts(model)
+    rows = read_scores(path.parent / "predictions.jsonl", missing)
     return Evaluation(
         model=model,
         method=method,
@@ -275,7 +278,8 @@ def _read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation |
         parameters=values.get("parameters"),
         tokens_per_second=values.get("tokens_per_second"),
         tasks=tasks,
-        scores=read_scores(path.parent / "predictions.jsonl", missing),
+        scores=rows.score,
+        weights=rows.weight,
         bytes=values.get("bytes"),
         seconds=values.get("seconds"),
     )

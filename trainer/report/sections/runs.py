@@ -12,7 +12,7 @@ from trainer.report.parts import DataTable, Figured, RunReport, size
 from trainer.report.plots import runs as plots_runs
 from trainer.report.plots.runs import Point
 from trainer.report.plots.style import render
-from trainer.report.results import difference, evaluations_of, holm, mean_scores
+from trainer.report.results import Difference, difference, evaluations_of, holm, mean_scores
 from trainer.report.run.run_files import setting
 from trainer.report.run.run_reader import Run
 
@@ -112,15 +112,16 @@ def _paired_table(runs: Sequence[Run], reports: Sequence[RunReport]) -> DataTabl
         for task, metric in report.results.tasks.items():
             if base_report.results.tasks.get(task) != metric:
                 continue
-            found = {}
-            for label in [row.label for row in report.results.rows]:
-                ours, theirs = (mean_scores(evaluations_of(each, label), task) for each in (run, base))
-                if ours and ours.keys() == theirs.keys() and (compared := difference(ours, theirs)) is not None:
-                    found[label] = (len(ours), *compared)
-            corrected = holm([p_value for *_, p_value in found.values()])
-            for (label, (count, ahead, low, high, _)), p_value in zip(found.items(), corrected, strict=True):
-                verdict = ("ahead" if ahead > 0 else "behind") if p_value < SIGNIFICANCE else ""
-                rows.append([report.name, label, task, count, 100 * ahead, 100 * low, 100 * high, p_value, verdict])
+            found = {
+                label: compared
+                for label in [row.label for row in report.results.rows]
+                if (compared := _compared(run, base, label, task)) is not None
+            }
+            corrected = holm([compared.p_value for compared in found.values()])
+            for (label, compared), p_value in zip(found.items(), corrected, strict=True):
+                verdict = ("ahead" if compared.ahead > 0 else "behind") if p_value < SIGNIFICANCE else ""
+                interval = [100 * value for value in (compared.ahead, compared.low, compared.high)]
+                rows.append([report.name, label, task, compared.rows, *interval, p_value, verdict])
     columns = [
         "run",
         "model",
@@ -134,6 +135,13 @@ def _paired_table(runs: Sequence[Run], reports: Sequence[RunReport]) -> DataTabl
     ]
     title = f"Each run against {base_report.name}, paired by test row"
     return DataTable("runs_paired", title, columns, rows)
+
+
+def _compared(run: Run, base: Run, label: str, task: str) -> Difference | None:
+    """Compare a model of two runs, where all of its seeds have the same rows in both."""
+    ours, theirs = (evaluations_of(each, label) for each in (run, base))
+    rows = [set(mean_scores(each, task)) for each in (ours, theirs)]
+    return difference(ours, theirs, task) if rows[0] == rows[1] else None
 
 
 def _same_data(one: Run, other: Run) -> bool:
