@@ -84,17 +84,8 @@ def main(context: click.Context) -> None:
 
 @main.command()
 @takes_config
-@click.option("--plan", is_flag=True, help="Only print what would be done; no model is loaded.")
-def run(config: Path, overrides: tuple[str, ...], plan: bool) -> None:
-    """Do every stage, skipping what is complete."""
-    if plan:
-        from cache_builder.config import load_experiment
-        from trainer.config import Experiment
-        from trainer.planning.dry_run import describe_plan
-
-        console.print(describe_plan(load_experiment(Experiment, config, overrides)))
-        console.print("`footsteps plan` with the same arguments adds time, memory and money")
-        return
+def run(config: Path, overrides: tuple[str, ...]) -> None:
+    """Do every stage, skipping what is complete; `footsteps plan CONFIG` says beforehand what that takes."""
     from trainer.run import run_experiment
 
     run_experiment(load(config, overrides), console)

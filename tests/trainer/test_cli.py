@@ -149,12 +149,6 @@ def test_two_processes_end_with_the_table_of_one_and_say_it_once(finished: Path,
         np.testing.assert_allclose(ours[name], values, rtol=0, atol=1e-3, err_msg=name)
 
 
-def test_the_plan_loads_no_model(finished: Path) -> None:
-    result = footsteps("run", finished, "--plan", "--set", "teacher.model='org/not-there'")
-    assert result.exit_code == 0
-    assert ("3 ×" in result.output and "MiB" in result.output) or "KiB" in result.output
-
-
 def test_the_settings_are_listed_with_their_meaning() -> None:
     output = footsteps("config").output
     assert "epochs_per_stage" in output

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_builder.errors import MissingError, ModelError
+from trainer.planning.units import parse_number
 
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
-_IN_A_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_NUMBER = re.compile(r"\d+(?:\.\d+)?[KMBT]?", re.IGNORECASE)
+_IN_A_NAME = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM](?![A-Za-z0-9])", re.IGNORECASE)
 HEAD_DIM, DEFAULT_VOCABULARY = 128, 128_256
 
 
@@ -66,9 +66,8 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
         MissingError: no such folder, and neither a number nor a name with one.
         ModelError: transformers does not know the config.
     """
-    number = _NUMBER.fullmatch(location.strip().replace(",", "").replace("_", ""))
-    if number:
-        return _by_parameters(location, _parameters(number), vocabulary, "given, its shape assumed")
+    if _NUMBER.fullmatch(location.strip().replace(",", "").replace("_", "")):
+        return _by_parameters(location, location, vocabulary, "given, its shape assumed")
     path = Path(location)
     if path.name == "config.json":
         path = path.parent
@@ -81,7 +80,7 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
             return _by_config(location, folder, vocabulary, "config.json")
         in_name = _IN_A_NAME.search(name.partition("/")[2])
         if in_name:
-            return _by_parameters(location, _parameters(in_name), vocabulary, "the number in its name, shape assumed")
+            return _by_parameters(location, in_name[0], vocabulary, "the number in its name, shape assumed")
     raise MissingError(
         f"the size of model {location!r} is not known here: no config.json in a folder of that name and no number in "
         "it; give --teacher or --student a folder, a config.json, or a number of parameters such as 8B"
@@ -116,22 +115,15 @@ def _by_config(location: str, folder: str, vocabulary: int | None, origin: str) 
         body += parameter.numel() * (chosen / experts if ".experts." in name else 1)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    rows = text.vocab_size
-    return ModelSize(
-        name=location,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        body=round(body),
-        hidden=text.hidden_size,
-        vocabulary=min(vocabulary or rows, rows),
-        layers=text.num_hidden_layers,
-        attention=heads * head_dim * text.num_hidden_layers,
-        origin=origin,
-    )
+    rows, layers = text.vocab_size, text.num_hidden_layers
+    parameters, used = sum(parameter.numel() for parameter in model.parameters()), min(vocabulary or rows, rows)
+    width = heads * head_dim * layers
+    return ModelSize(location, parameters, round(body), text.hidden_size, used, layers, width, origin)
 
 
-def _by_parameters(location: str, parameters: int, vocabulary: int | None, origin: str) -> ModelSize:
+def _by_parameters(location: str, number: str, vocabulary: int | None, origin: str) -> ModelSize:
     """Assume 12·layers·hidden² weights beside the embedding, hidden = 128·layers, and a tied head."""
-    rows = vocabulary or DEFAULT_VOCABULARY
+    parameters, rows = round(parse_number(number)), vocabulary or DEFAULT_VOCABULARY
     hidden = float(parameters) ** (1 / 3) * 3
     for _ in range(50):  # Newton's steps, from above, for 12/128 · hidden³ + rows · hidden = parameters
         excess = 12 / HEAD_DIM * hidden**3 + rows * hidden - parameters
@@ -139,20 +131,7 @@ def _by_parameters(location: str, parameters: int, vocabulary: int | None, origi
     width = max(1, round(hidden))
     layers = max(1, round(width / HEAD_DIM))
     body = max(1, parameters - rows * width)
-    return ModelSize(
-        name=location,
-        parameters=parameters,
-        body=body,
-        hidden=width,
-        vocabulary=rows,
-        layers=layers,
-        attention=width * layers,
-        origin=origin,
-    )
-
-
-def _parameters(number: re.Match[str]) -> int:
-    return round(float(number[1]) * _UNITS[number[2].upper()])
+    return ModelSize(location, parameters, body, width, rows, layers, width * layers, origin)
 
 
 def _on_this_disk(name: str, revision: str | None) -> str | None:

@@ -1,13 +1,11 @@
-"""The plan's tables, and the same as plain values for machines.
+"""The plan's tables, and the same as plain values for programs.
 
-stages     time, GPU-hours and money of each, with and without a cache, and what is the slowest part
-bytes      files, and bytes on disk as measured and at most
+stages     steps, positions, operations and GPU hours
+cache      files, and bytes before compression and at most
 memory     what one process holds on its GPU
-notes      what does not fit, what a folder or a ledger of this size means
-sources    each input with its origin; each measured figure with its command, hardware and commit
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -16,267 +14,127 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES
-from cache_builder.format.size import recommended_layout
-from trainer.planning.estimate import Estimate, Stage
-from trainer.planning.hardware import Hardware
-from trainer.planning.measured import Measured
-from trainer.planning.model_size import ModelSize
-from trainer.planning.units import format_bytes, format_count, format_money, format_seconds, format_short
-from trainer.planning.workload import Workload
+from cache_builder.format.size import ArraySize, recommended_layout
+from trainer.planning.plan import FORWARD, TRAINING, Plan, Stage
+from trainer.planning.rates import Rate
+from trainer.planning.units import format_bytes, format_count, format_hours
 
-MANY_SHARDS = 100_000
-REMEDIES = {
-    "sft teacher": "gradient_checkpointing, smaller batches, or configs/accelerate-fsdp2.yaml",
-    "cache build": "teacher.device_map, teacher.tensor_parallel or teacher.quantization",
-    "student": "smaller batches, gradient_checkpointing, or configs/accelerate-fsdp2.yaml",
-    "student, online": "teacher and student would have to be spread over several",
-}
+Rates = dict[str, Rate]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that is said of an experiment's cost."""
-
-    teacher: ModelSize
-    student: ModelSize
-    workload: Workload
-    hardware: Hardware
-    origins: dict[str, str]
-    """"given" or "assumed", by the hardware's fields and by "positions", "share" and "length"."""
-    measured: Measured
-    estimate: Estimate
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
-    """Return everything as plain values: seconds, bytes, dollars."""
-    size, found = plan.workload.cache, plan.estimate
+def to_json(plan: Plan, rates: Rates) -> dict[str, Any]:
+    """Return everything as plain values: operations, GPU hours, bytes."""
+    size = plan.cache
+    stages = [{**asdict(stage), "gpu_hours": gpu_hours(stage, rates)} for stage in plan.stages()]
     return {
         "teacher": asdict(plan.teacher),
         "student": asdict(plan.student),
-        "corpus": asdict(plan.workload.corpus),
-        "students": plan.workload.students,
-        "stages": [_stage_json(stage, plan.hardware) for stage in found.stages],
-        "online": [_stage_json(stage, plan.hardware) for stage in found.online],
-        "seconds": sum(stage.seconds for stage in found.stages),
-        "online_seconds": sum(stage.seconds for stage in found.online),
-        "money": found.money(found.stages, plan.hardware),
-        "online_money": found.money(found.online, plan.hardware),
-        "storage_money": found.storage_money(plan.hardware),
-        "cache": {
-            "files": size.files,
-            "shards_per_checkpoint": size.records.shards,
-            "bytes_per_position": plan.workload.bytes_per_position[0],
-            "bytes_per_position_at_most": size.record_bytes,
-            "bytes_per_position_source": plan.workload.bytes_per_position[1],
-            "checkpoint_bytes": found.checkpoint_bytes,
-            "bytes": found.cache_bytes,
-            "bytes_at_most": found.cache_max_bytes,
-            "ledger_bytes": size.ledger_bytes,
-            "open_seconds": open_cost(plan)[0],
-            "open_bytes": open_cost(plan)[1],
-        },
-        "memory": [{"name": memory.name, **memory.parts, "total": memory.total} for memory in found.memory],
+        "corpus": asdict(plan.corpus),
+        "stages": stages,
+        "cache": _cache_rows(plan)[-1]
+        | {"shards_per_checkpoint": size.records.shards, "record_bytes": size.record_bytes},
+        "memory": [{**asdict(memory), "total": memory.total} for memory in plan.memory()],
+        "rates": {kind: asdict(rate) for kind, rate in rates.items()},
         "notes": notes(plan),
-        "inputs": {
-            name: {"value": value, "origin": plan.origins.get(name, "assumed")} for name, value in _inputs(plan)
-        },
-        "measured": [asdict(constant) for constant in plan.measured.constants.values()],
     }
 
 
-def plan_tables(plan: Plan) -> RenderableType:
-    """Return the tables, the notes and the inputs."""
-    said = [Text(f"note: {note}") for note in notes(plan)]
-    return Group(
-        _head(plan), _stages(plan), _bytes(plan), _memory(plan), *said, *([Text()] if said else []), *_inputs_of(plan)
-    )
+def gpu_hours(stage: Stage, rates: Rates) -> float | None:
+    """Return the hours of one GPU, or None where nothing is known of it."""
+    rate = rates.get(stage.kind or "")
+    return stage.flops / rate.flops_per_second / 3600 if rate else None
 
 
-def measured_figures(measured: Measured) -> RenderableType:
-    """Return each measured figure with the command, the hardware and the commit of its measurement."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="measured by this project", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right", no_wrap=True)
-    for header in ("of what", "command, hardware, commit"):
-        table.add_column(header)
-    for row in measured.constants.values():
-        where = f"{row.command}; {row.hardware}; {row.commit}"
-        table.add_row(row.name, f"{row.value:,.4g}", f"{row.unit}: {row.meaning}", where)
-    return table
-
-
-def open_cost(plan: Plan) -> tuple[float, float]:
-    """Return the seconds and the peak bytes of opening the cache, by what was measured; every process needs both."""
-    size, measured = plan.workload.cache, plan.measured
-    arrays = [*size.corpus, *size.probe, *size.checkpoint * size.checkpoints]
-    shards, chunks = sum(array.shards for array in arrays), sum(array.chunks for array in arrays)
-    counts = ((shards, "open_shard"), (chunks, "open_chunk"), (size.sequences, "open_sequence"))
-    seconds = sum(count * measured[name] for count, name in counts) / 1e6
-    return seconds, sum(count * measured[f"{name}_bytes"] for count, name in counts)
+def plan_tables(plan: Plan, rates: Rates) -> RenderableType:
+    """Return all tables, the notes, and where the rates are from."""
+    lines = [Text(f"note: {note}") for note in notes(plan)]
+    for kind in (FORWARD, TRAINING):
+        told = f"{rates[kind].flops_per_second:.3g} FLOP/s ({rates[kind].source})" if kind in rates else "not known"
+        lines.append(Text(f"{kind}, one GPU: {told}"))
+    if len(rates) < 2:
+        lines.append(Text("GPU hours need a rate: --flops gives it, or a stage that is done in the run folder"))
+    return Group(_models(plan), _stages(plan, rates), _cache(plan), _memory(plan), *lines)
 
 
 def notes(plan: Plan) -> list[str]:
-    """Say what does not fit, and what is unusual at this size."""
-    size, hardware, measured = plan.workload.cache, plan.hardware, plan.measured
+    """Say which settings of the cache do not fit its size."""
+    size, window_chunks = plan.cache, plan.experiment.distill.window_chunks
     said = []
-    for memory in plan.estimate.memory:
-        if memory.total > hardware.gpu_memory:
-            needs = f"{format_bytes(memory.total)} do not fit a GPU of {format_bytes(hardware.gpu_memory)}"
-            said.append(f"{memory.name}: {needs}; {REMEDIES[memory.name]}")
     shard, chunk = recommended_layout(size.positions)
     if (shard, chunk) > (size.shard_positions, size.chunk_positions):
         said.append(
             f"{size.records.shards:,} shards a checkpoint: --set cache.shard_positions={shard} "
             f"--set cache.chunk_positions={chunk} makes {-(-size.positions // shard):,}"
         )
-    window = plan.workload.window_chunks * size.chunk_positions * size.record_bytes
+    window = window_chunks * size.chunk_positions * size.record_bytes
     if window > DEFAULT_MEMORY_BYTES:
-        fitting = DEFAULT_MEMORY_BYTES // (size.chunk_positions * size.record_bytes)
+        fitting = max(1, DEFAULT_MEMORY_BYTES // (size.chunk_positions * size.record_bytes))
         said.append(
-            f"a window of {plan.workload.window_chunks} chunks is {format_bytes(window)}, and a reader keeps "
-            f"{format_bytes(DEFAULT_MEMORY_BYTES)}: --set distill.window_chunks={max(1, fitting)}, else it reads twice"
+            f"a window of {window_chunks} chunks is {format_bytes(window)}, and a reader keeps "
+            f"{format_bytes(DEFAULT_MEMORY_BYTES)}: --set distill.window_chunks={fitting}, else it reads twice"
         )
-    seconds, memory_bytes = open_cost(plan)
-    if seconds > 10 or memory_bytes > 2**30:
-        said.append(
-            f"opening takes every process {format_seconds(seconds)} and {format_bytes(memory_bytes)} "
-            f"of memory; its ledgers are {format_bytes(size.ledger_bytes)} of JSON"
-        )
-    order = size.sequences * measured["order_sequence_bytes"]
-    if order > 2**30:
-        said.append(f"the order of an epoch takes every training process {format_bytes(order)} of memory")
-    if size.records.shards > MANY_SHARDS:
-        wait = format_seconds(size.records.shards * measured["continue_shard"] / 1e6)
-        said.append(
-            f"a builder that continues reads {size.records.shards:,} small files of each checkpoint, {wait} on a local "
-            "disk"
-        )
+    if size.ledger_bytes > 2**30:
+        said.append(f"opening the cache reads {format_bytes(size.ledger_bytes)} of JSON ledgers in every process")
     return said
 
 
-def _head(plan: Plan) -> RenderableType:
-    corpus = plan.workload.corpus
+def _models(plan: Plan) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, model in (("teacher", plan.teacher), ("student", plan.student)):
-        table.add_row(
-            name,
-            f"{model.name}: {format_count(model.parameters)} parameters ({model.origin}; hidden {model.hidden:,}, "
-            f"{model.layers} layers, vocabulary {model.vocabulary:,})",
-        )
-    table.add_row(
-        "corpus",
-        f"{corpus.positions:,} positions, {corpus.tokens:,} tokens, {corpus.sequences:,} sequences ({corpus.source})",
-    )
+        sizes = f"hidden {model.hidden:,}, {model.layers} layers, vocabulary {model.vocabulary:,}"
+        count = format_count(model.parameters)
+        table.add_row(name, Text(f"{model.name}: {count} parameters ({model.origin}; {sizes})"))
     return table
 
 
-def _stages(plan: Plan) -> RenderableType:
-    found, hardware = plan.estimate, plan.hardware
-    gpus = f"{hardware.gpus} GPU" + "s" * (hardware.gpus > 1)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"time and money, on {gpus}", title_justify="left")
-    for header in ("stage", "what", "FLOP", "time", "GPU hours", "money", "slowest part"):
-        right = header in ("FLOP", "time", "GPU hours", "money")
-        table.add_column(header, justify="right" if right else "left", no_wrap=True)
-    for stages, label in ((found.stages, "from a cache"), (found.online, "online, no cache")):
-        for stage in stages:
-            if stages is found.online and stage.name in (*found.shared_stages, "losses"):
-                continue
-            table.add_row(*_stage_row(stage, hardware))
-        storage = f"+ {format_money(found.storage_money(hardware))} storage" if stages is found.stages else ""
-        table.add_row(
-            Text(label, style="bold"),
-            storage,
-            format_count(sum(stage.flops for stage in stages)),
-            format_seconds(sum(stage.seconds for stage in stages)),
-            format_short(sum(stage.gpu_hours for stage in stages)),
-            format_money(found.money(stages, hardware)),
-            "",
-            end_section=True,
-        )
+def _stages(plan: Plan, rates: Rates) -> Table:
+    table = _table(f"footsteps run → {plan.experiment.output_dir}", "stage", "what", "size", "FLOP", "GPU hours")
+    stages = plan.stages()
+    for stage in stages:
+        flops = format_count(stage.flops) if stage.flops else ""
+        table.add_row(stage.name, Text(stage.what), stage.size, flops, format_hours(gpu_hours(stage, rates)))
+    table.add_section()
+    hours = sum(gpu_hours(stage, rates) or 0.0 for stage in stages) if len(rates) == 2 else None
+    table.add_row("all", "", "", format_count(sum(stage.flops for stage in stages)), format_hours(hours))
     return table
 
 
-def _stage_row(stage: Stage, hardware: Hardware) -> list[str]:
-    return [
-        stage.name,
-        stage.what,
-        format_count(stage.flops) if stage.flops else "",
-        format_seconds(stage.seconds),
-        format_short(stage.gpu_hours),
-        format_money(stage.gpu_hours * hardware.gpu_price),
-        f"{stage.bottleneck} {_share(stage):.0%}",
+def _cache(plan: Plan) -> Table:
+    table = _table(f"the cache, {plan.experiment.cache_url}", "what", "files", "uncompressed", "at most")
+    for row in _cache_rows(plan):
+        sizes = (format_bytes(row["uncompressed_bytes"]), format_bytes(row["bytes_at_most"]))
+        table.add_row(row["what"], f"{row['files']:,}", *sizes)
+    return table
+
+
+def _cache_rows(plan: Plan) -> list[dict[str, Any]]:
+    size = plan.cache
+    once = [*size.corpus, *size.probe]
+    rows = [
+        _bytes("a checkpoint", 1 + sum(array.files for array in size.checkpoint), size.checkpoint),
+        _bytes("corpus and probe, once", 2 + sum(array.files for array in once), once),
+        _bytes(f"all, {size.checkpoints} checkpoints", size.files, [*size.checkpoint * size.checkpoints, *once]),
     ]
+    rows[-1]["bytes_at_most"] = size.max_bytes  # the groups' and the cache's own documents included
+    return rows
 
 
-def _bytes(plan: Plan) -> RenderableType:
-    size, found = plan.workload.cache, plan.estimate
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="the cache", title_justify="left")
-    for header in ("what", "files", "bytes", "at most"):
-        table.add_column(header, justify="left" if header == "what" else "right", no_wrap=True)
-    corpus = [*size.corpus, *size.probe]
-    stored = plan.workload.bytes_per_position[0]
-    table.add_row(
-        f"a checkpoint: {stored:.1f} B a position ({size.record_bytes} uncompressed), probe",
-        f"{1 + sum(array.files for array in size.checkpoint):,}",
-        format_bytes(found.checkpoint_bytes),
-        format_bytes(sum(array.max_bytes for array in size.checkpoint)),
-    )
-    table.add_row(
-        "corpus and probe, once; uncompressed",
-        f"{2 + sum(array.files for array in corpus):,}",
-        format_bytes(sum(array.raw_bytes for array in corpus)),
-        format_bytes(sum(array.max_bytes for array in corpus)),
-    )
-    table.add_row(
-        f"all, with {size.checkpoints} checkpoints",
-        f"{size.files:,}",
-        format_bytes(found.cache_bytes),
-        format_bytes(found.cache_max_bytes),
-    )
+def _bytes(what: str, files: int, arrays: list[ArraySize]) -> dict[str, Any]:
+    raw, most = sum(array.raw_bytes for array in arrays), sum(array.max_bytes for array in arrays)
+    return {"what": what, "files": files, "uncompressed_bytes": raw, "bytes_at_most": most}
+
+
+def _memory(plan: Plan) -> Table:
+    parts = ("weights", "gradients", "adam", "activations", "logits", "total")
+    table = _table("memory of one process's GPU, about", "process", *parts)
+    for memory in plan.memory():
+        values = {**asdict(memory), "total": memory.total}
+        table.add_row(memory.name, *(format_bytes(values[part]) if values[part] else "" for part in parts))
     return table
 
 
-def _memory(plan: Plan) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="memory of one process's GPU", title_justify="left")
-    parts = ("teacher", "weights", "gradients", "Adam", "activations", "logits")
-    for header in ("process", *parts, "all"):
-        table.add_column(header, justify="left" if header == "process" else "right", no_wrap=True)
-    for memory in plan.estimate.memory:
-        cells = [format_bytes(memory.parts[part]) if memory.parts.get(part) else "" for part in parts]
-        table.add_row(memory.name, *cells, format_bytes(memory.total))
+def _table(title: str, *headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    for header in headers:
+        table.add_column(header, justify="left" if header in ("stage", "what", "size", "process") else "right")
     return table
-
-
-def _inputs_of(plan: Plan) -> list[RenderableType]:
-    by_origin: dict[str, list[str]] = {"given": [], "assumed": []}
-    for name, value in _inputs(plan):
-        by_origin[plan.origins.get(name, "assumed")].append(f"{name.replace('_', '-')} {value:,.4g}")
-    lines: list[RenderableType] = []
-    if by_origin["given"]:
-        lines.append(Text(f"Given: {', '.join(by_origin['given'])}."))
-    if by_origin["assumed"]:
-        lines.append(Text(f"Assumed, not measured; give your own: {', '.join(by_origin['assumed'])}."))
-    lines.append(Text(f"Bytes a position: {plan.workload.bytes_per_position[1]}. --sources lists what was measured."))
-    return lines
-
-
-def _inputs(plan: Plan) -> list[tuple[str, float]]:
-    return list(asdict(plan.hardware).items())
-
-
-def _stage_json(stage: Stage, hardware: Hardware) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "flops": stage.flops,
-        "seconds": stage.seconds,
-        "beside": stage.beside,
-        "after": stage.after,
-        "bottleneck": stage.bottleneck,
-        "gpu_hours": stage.gpu_hours,
-        "money": stage.gpu_hours * hardware.gpu_price,
-    }
-
-
-def _share(stage: Stage) -> float:
-    parts = {**stage.beside, **stage.after}
-    return parts[stage.bottleneck] / stage.seconds if stage.seconds else 0.0
