@@ -47,6 +47,8 @@ from cache_builder.storage.local import LocalStore
 from cache_builder.storage.open import open_store
 
 if TYPE_CHECKING:
+    import zarr
+
     from cache_builder.cache.disk_cache import LocalCopy
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
@@ -215,6 +217,20 @@ class Cache:
         self.checkpoint(name)
         for planes in self._arrays[name]["records"].chunks():
             yield decode_records(self._layout, planes, self.manifest.tokenizer.size)
+
+    def zarr(self, name: str) -> "zarr.Group":
+        """Open a checkpoint's arrays in plain zarr-python, read-only: records, loss, probe_logp, probe_log_tail.
+
+        They are the stored bytes, as docs/format.md has them; no ledger is consulted while they are read.
+
+        Raises:
+            CacheIncompleteError: the checkpoint is not complete.
+            ConfigError: zarr is not installed, or cannot open the cache's URL.
+        """
+        from cache_builder.cache.plain_zarr import open_plain
+
+        self.checkpoint(name)
+        return open_plain(self._store, checkpoint_key(name))
 
     def _probe_target(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         self.checkpoint(name)

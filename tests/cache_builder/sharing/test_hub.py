@@ -82,6 +82,7 @@ def test_a_cache_on_the_hub_is_private_whole_in_one_commit_and_read_alike(
     assert files_of(tmp_path / "back") == files_of(source)
     there, here = open_cache(PLACE), open_cache(str(source))
     assert (there.read("b", [7, 3]).ids == here.read("b", [7, 3]).ids).all()
+    assert (there.zarr("b")["records"][:] == here.zarr("b")["records"][:]).all()
 
 
 def test_a_build_finds_a_complete_cache_there_and_adds_nothing(
