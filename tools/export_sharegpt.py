@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from cache_builder.atomic import write_text
 from cache_builder.cli.options import takes_config
 from cache_builder.config import load_experiment
 from cache_builder.data.examples import Example, load_splits
@@ -38,9 +39,7 @@ def export(examples: Iterable[Example], folder: Path) -> dict[str, int]:
         by_task.setdefault(example["task"], []).append(json.dumps(conversation(example), ensure_ascii=False))
     folder.mkdir(parents=True, exist_ok=True)
     for task, lines in by_task.items():
-        part = folder / f"{task}.jsonl.part"
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        part.replace(folder / f"{task}.jsonl")
+        write_text(folder / f"{task}.jsonl", "\n".join(lines) + "\n")
     return {task: len(lines) for task, lines in by_task.items()}
 
 

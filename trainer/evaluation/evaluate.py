@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cache_builder.atomic import write_text
 from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.examples import Example
@@ -142,8 +143,8 @@ def evaluate_model(
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for part in evaluated for row in part.predictions()]
     (folder / "metrics.json").unlink(missing_ok=True)
-    _write(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    _write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
@@ -194,9 +195,3 @@ def _prompt_limit(model: PreTrainedModel, max_length: int, max_new_tokens: int) 
             f"evaluate.max_new_tokens is {max_new_tokens}, but the model has only {positions} positions; lower it"
         )
     return limit
-
-
-def _write(path: Path, content: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)

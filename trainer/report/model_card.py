@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cache_builder.atomic import write_text
 from cache_builder.errors import MissingError
 from cache_builder.models.adapters import ADAPTER_FILE
 from cache_builder.models.loading import is_model_folder
@@ -79,9 +80,7 @@ def write_model_card(folder: Path, run: Run) -> Path:
         adapters=(folder / ADAPTER_FILE).is_file(),
     )
     path = folder / CARD
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)
     return path
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cache_builder.atomic import new_file, write_bytes
 from cache_builder.errors import MissingError
 from trainer.report.parts import DataTable, size
 from trainer.report.results import result_table
@@ -56,12 +57,12 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
         prefix = f"{report.slug}-" if len(reports) > 1 else ""
         for section in report.sections:
             for figure in section.plots:
-                _write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
+                write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
         for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
             write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
     if together is not None:
         for figure in together.figures:
-            _write_bytes(output_dir / f"{slugify(figure.plot.name)}.png", figure.plot.png)
+            write_bytes(output_dir / f"{slugify(figure.plot.name)}.png", figure.plot.png)
         for table in together.tables:
             write_csv(output_dir / f"{slugify(table.name)}.csv", table)
     page = output_dir / "index.html"
@@ -91,17 +92,15 @@ def write_page(path: Path, template: str, **values: object) -> None:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **values,
     )
-    _write_bytes(path, page.encode())
+    write_bytes(path, page.encode())
 
 
 def write_csv(path: Path, table: DataTable) -> None:
     """Write a table's rows under its columns' names; None is an empty cell, numbers keep all their digits."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with new_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(table.columns)
         writer.writerows(["" if value is None else value for value in row] for row in table.rows)
-    part.replace(path)
 
 
 def number(value: object) -> str:
@@ -153,12 +152,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _shared_parent(folders: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _count(number: float | None) -> str:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
+from cache_builder.atomic import new_file
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
@@ -65,9 +66,8 @@ def losses_of(model: PreTrainedModel, corpus: Sequences, vocab_size: int, pad_id
 def write_losses(path: Path, losses: np.ndarray, cache_fingerprint: str) -> None:
     """Write per-sequence losses, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({"loss": losses.astype(np.float64)}, part, metadata={"cache_fingerprint": cache_fingerprint})
-    part.replace(path)
+    with new_file(path) as part:
+        save_file({"loss": losses.astype(np.float64)}, part, metadata={"cache_fingerprint": cache_fingerprint})
 
 
 def read_losses(path: Path, cache: Cache) -> np.ndarray:
