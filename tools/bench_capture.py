@@ -17,7 +17,7 @@ import torch
 from cache_builder.capture.capture import capture
 from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import verify_head
-from cache_builder.targets.sparse import tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
 from tools.measuring import Measured, make_model, measure, parameters, report
 
 SEQUENCE_TOKENS = 512

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import hidden_states_at
-from cache_builder.targets.sparse import SparseTargets
+from cache_builder.targets.sparse import Targets
 from tools.measuring import Measured, make_model, measure, parameters, report
 from trainer.loss.fused import distillation_loss
 
@@ -127,22 +127,23 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     return measured, settings
 
 
-def random_targets(positions: int, vocab_size: int, device: torch.device) -> SparseTargets:
+def random_targets(positions: int, vocab_size: int, device: torch.device) -> Targets:
     """Targets of random ids with most of the mass in the support."""
     generator = torch.Generator().manual_seed(0)
     ids_MX = torch.randint(vocab_size, (positions, TOP_K + TAIL_SAMPLES), generator=generator)
     logp_MO = torch.log_softmax(torch.randn(positions, TOP_K + 1, generator=generator), 1).sort(1, True).values
-    return SparseTargets(
-        ids_MX[:, :TOP_K], logp_MO[:, :-1], ids_MX[:, TOP_K:], logp_MO[:, -1], torch.full((positions,), 2.0)
-    ).to(device)
+    entropy_M = torch.full((positions,), 2.0)
+    return Targets(ids_MX[:, :TOP_K], logp_MO[:, :-1], ids_MX[:, TOP_K:], logp_MO[:, -1], -entropy_M, entropy_M).to(
+        device
+    )
 
 
-def sparse_loss(hidden_CD: Tensor, weight_VD: Tensor, targets: SparseTargets, label_M: Tensor, chunk: slice) -> Tensor:
+def sparse_loss(hidden_CD: Tensor, weight_VD: Tensor, targets: Targets, label_M: Tensor, chunk: slice) -> Tensor:
     """The same loss as ours on one chunk, by autograd."""
     logq_CV = torch.log_softmax((hidden_CD @ weight_VD.T).float(), dim=1)
-    p_CK, p_tail_C = targets.logp_MK[chunk].exp(), targets.log_tail_M[chunk].exp()
-    support_C = (p_CK * logq_CV.gather(1, targets.ids_MK[chunk])).sum(1)
-    tail_C = p_tail_C * logq_CV.gather(1, targets.samples_MS[chunk]).mean(1)
+    p_CK, p_tail_C = targets.logp[chunk].exp(), targets.log_tail[chunk].exp()
+    support_C = (p_CK * logq_CV.gather(1, targets.ids[chunk])).sum(1)
+    tail_C = p_tail_C * logq_CV.gather(1, targets.samples[chunk]).mean(1)
     return -(support_C + tail_C + logq_CV.gather(1, label_M[chunk, None])[:, 0]).sum()
 
 

@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from cache_builder.capture.capture import capture
 from cache_builder.data.batching import collate
 from cache_builder.data.tokenizer import train_tokenizer
 from cache_builder.format.manifest import TargetOptions
-from cache_builder.format.records import RecordLayout, Targets, decode_records, encode_records
+from cache_builder.format.records import RecordLayout, decode_records, encode_records
 from cache_builder.format.zarr_shards import ArraySpec, encode_shard
 from cache_builder.models.lm_head import hidden_states_at, project
-from cache_builder.targets.sparse import SparseTargets, tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -226,21 +226,11 @@ def _measure(teacher: Any, student: Any, rows: np.ndarray, arguments: argparse.N
             for number, (k, top_p, samples, steps) in enumerate(SETTINGS):
                 uniforms = tail_uniforms(number, "teacher", positions, samples)
                 captured = capture(teacher, batch, size, top_k=k, top_p=top_p, uniforms_MS=uniforms)
-                targets = Targets(
-                    captured.ids, captured.logp, captured.samples, captured.log_tail, captured.gold, captured.entropy
-                )
                 layout = RecordLayout(k, samples, steps)
-                decoded = SparseTargets.from_numpy(decode_records(layout, encode_records(layout, targets), size))
+                decoded = decode_records(layout, encode_records(layout, captured), size).to_torch()
                 dense = dense_target(decoded.to(logp.device), whole, logq)
                 errors.setdefault(number, []).append((logp.exp() - dense).T @ hidden_q)
-                spread_out = Targets(
-                    spread[targets.ids],
-                    targets.logp,
-                    spread[targets.samples],
-                    targets.log_tail,
-                    targets.gold,
-                    targets.entropy,
-                )
+                spread_out = replace(captured, ids=spread[captured.ids], samples=spread[captured.samples])
                 planes[number].append(encode_records(layout, spread_out))
             for k, _ in PEERS:
                 top = logp.topk(k, dim=1)

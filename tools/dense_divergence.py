@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from cache_builder.data.batching import Batch
 from cache_builder.models.lm_head import hidden_states_at
-from cache_builder.targets.sparse import SparseTargets
-from trainer.loss.fused import Divergence
+from cache_builder.targets.sparse import Targets
 
 
 def log_probabilities(model: nn.Module, batch: Batch, vocab_size: int) -> Tensor:
@@ -34,14 +33,17 @@ def log_probabilities(model: nn.Module, batch: Batch, vocab_size: int) -> Tensor
 
 
 def dense_divergence(
-    logp_MV: Tensor, logq_MV: Tensor, divergence: Divergence, taid_t: float | None = None, temperature: float = 1.0
+    logp_MV: Tensor, logq_MV: Tensor, divergence: str, parameter: float | None = None, temperature: float = 1.0
 ) -> Tensor:
     """Return the divergence [M], times T², differentiable through `logq_MV`."""
     logp_MV, logq_MV = _tempered(logp_MV, temperature), _tempered(logq_MV, temperature)
-    from_MV, to_MV = (logq_MV, logp_MV) if divergence == "reverse_kl" else (logp_MV, logq_MV)
-    if divergence == "taid":
-        from_MV = _mixed(logp_MV, logq_MV.detach(), taid_t)
-    return (from_MV.exp() * (from_MV - to_MV)).sum(1) * temperature**2
+    value_M = {
+        "forward_kl": lambda: _kl(logp_MV, logq_MV),
+        "reverse_kl": lambda: _kl(logq_MV, logp_MV),
+        "taid": lambda: _kl(_mixed(logp_MV, logq_MV.detach(), parameter), logq_MV),
+        "jsd": lambda: _jsd(logp_MV, logq_MV, parameter),
+    }[divergence]()
+    return value_M * temperature**2
 
 
 @dataclass(frozen=True)
@@ -59,33 +61,34 @@ class Allowed:
 def allowed_error(
     logp_MV: Tensor,
     logq_MV: Tensor,
-    targets: SparseTargets,
+    targets: Targets,
     steps_per_nat: int,
-    divergence: Divergence,
-    taid_t: float | None = None,
+    divergence: str,
+    parameter: float | None = None,
     temperature: float = 1.0,
 ) -> Allowed:
     """Say how far the divergence from `targets` may be from the dense one of the same p and q.
 
     A code is half a step off at most, and normalising the outcomes adds as much: every log p is off by a step δ at
     most. That changes Σ p log q by at most δ Σ p |log q|, reverse KL by δ, and forward KL on K+1 outcomes by
-    δ (1 + Σ p |log p − log q|); TAID's log π moves by 2tδ at most.
+    δ (1 + Σ p |log p − log q|); TAID's log π moves by 2tδ at most, and of the JSD only β of the mixture is p.
     """
     step = 1.0 / steps_per_nat
     logp_MV, logq_MV = _tempered(logp_MV, temperature), _tempered(logq_MV, temperature)
     zero_M = torch.zeros_like(logp_MV[:, 0])
-    if divergence == "forward_kl" and temperature == 1.0 and targets.samples_MS.shape[1]:
-        tail_MV = logp_MV.exp().scatter(1, targets.ids_MK, 0.0)
+    if divergence == "forward_kl" and temperature == 1.0 and targets.samples.shape[1]:
+        tail_MV = logp_MV.exp().scatter(1, targets.ids, 0.0)
         mass_M = tail_MV.sum(1)
         share_MV = tail_MV / mass_M.clamp_min(1e-30)[:, None]
         mean_M = (share_MV * logq_MV).sum(1)
-        variance_M = (share_MV * (logq_MV - mean_M[:, None]) ** 2).sum(1) / targets.samples_MS.shape[1]
+        variance_M = (share_MV * (logq_MV - mean_M[:, None]) ** 2).sum(1) / targets.samples.shape[1]
         return Allowed(mass_M**2 * variance_M, step * (logp_MV.exp() * logq_MV.abs()).sum(1), one_sided=False)
     if divergence == "reverse_kl":
         return Allowed(zero_M, zero_M + step * temperature, one_sided=True)
-    from_MV = _mixed(logp_MV, logq_MV, taid_t) if divergence == "taid" else logp_MV
-    spread_M = (from_MV.exp() * (from_MV - logq_MV).abs()).sum(1)
-    times = 2 * taid_t if taid_t is not None else 1
+    from_MV = _mixed(logp_MV, logq_MV, parameter) if divergence == "taid" else logp_MV
+    to_MV = _between(logp_MV, logq_MV, parameter) if divergence == "jsd" else logq_MV
+    spread_M = (from_MV.exp() * (from_MV - to_MV).abs()).sum(1)
+    times = {"forward_kl": 1.0, "taid": 2 * (parameter or 0), "jsd": parameter or 0}[divergence]
     return Allowed(zero_M, times * step * temperature * (1 + spread_M), one_sided=True)
 
 
@@ -93,6 +96,21 @@ def _tempered(log_MV: Tensor, temperature: float) -> Tensor:
     return log_MV if temperature == 1.0 else torch.log_softmax(log_MV / temperature, dim=1)
 
 
-def _mixed(logp_MV: Tensor, logq_MV: Tensor, taid_t: float | None) -> Tensor:
-    assert taid_t is not None
-    return torch.log_softmax((1 - taid_t) * logq_MV + taid_t * logp_MV, dim=1)
+def _mixed(logp_MV: Tensor, logq_MV: Tensor, parameter: float | None) -> Tensor:
+    assert parameter is not None
+    return torch.log_softmax((1 - parameter) * logq_MV + parameter * logp_MV, dim=1)
+
+
+def _between(logp_MV: Tensor, logq_MV: Tensor, beta: float | None) -> Tensor:
+    assert beta is not None
+    return torch.log(beta * logp_MV.exp() + (1 - beta) * logq_MV.exp())
+
+
+def _kl(loga_MV: Tensor, logb_MV: Tensor) -> Tensor:
+    return (loga_MV.exp() * (loga_MV - logb_MV)).sum(1)
+
+
+def _jsd(logp_MV: Tensor, logq_MV: Tensor, beta: float | None) -> Tensor:
+    assert beta is not None
+    logm_MV = _between(logp_MV, logq_MV, beta)
+    return beta * _kl(logp_MV, logm_MV) + (1 - beta) * _kl(logq_MV, logm_MV)

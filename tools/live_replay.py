@@ -24,7 +24,6 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.models.loading import check_vocabulary, is_model_folder, load_model
-from cache_builder.targets.sparse import SparseTargets
 from tools.dense_divergence import allowed_error, dense_divergence, log_probabilities
 from tools.measuring import parameters
 from trainer.config import Experiment
@@ -34,10 +33,10 @@ from trainer.loop.trainer import BATCH_KEYS, LoopSettings
 from trainer.loss.forward import Objective
 from trainer.methods.methods import get_method
 from trainer.methods.schedules import StageChoice
-from trainer.methods.weighting import adaptive_weights, hard_weights
+from trainer.methods.weighting import WEIGHTINGS
 from trainer.report.run.run_costs import Agreement
 from trainer.stages.crossfit import read_aw_losses
-from trainer.stages.distill import DistillTrainer, check_cache
+from trainer.stages.distill import DistillTrainer, check_cache, divergence_settings, weigher
 from trainer.stages.lora import load_student
 from trainer.stages.student_losses import student_sft_folder
 
@@ -76,7 +75,7 @@ class Replay(DistillTrainer):
     checkpoint: str
 
     def choose_teacher(self, stage: int) -> StageChoice:
-        return StageChoice(stage, stage * self.steps_per_stage, self.checkpoint)
+        return StageChoice(stage, stage * self.machine.steps_per_stage, self.checkpoint)
 
 
 class LiveReplay(Replay):
@@ -93,11 +92,13 @@ class LiveReplay(Replay):
         logq_MV = model(**batch, read=lambda student, batch: log_probabilities(student, batch, self.vocab_size))
         weights_B, sequence_M = inputs["divergence_weight_B"], inputs["sequence_M"]
         share_M = 1.0 / (num_items_in_batch * torch.bincount(sequence_M, minlength=len(weights_B))[sequence_M])
-        taid_t = self.progress.taid.t if self.progress.taid else None
-        divergence_M = dense_divergence(logp_MV, logq_MV, self.settings.divergence, taid_t, self.settings.temperature)
+        parameter = self.saved.taid.t if self.saved.taid else self.settings.parameter
+        divergence_M = dense_divergence(
+            logp_MV, logq_MV, self.settings.divergence, parameter, self.settings.temperature
+        )
         ce_M = -logq_MV.gather(1, inputs["label_M"][:, None])[:, 0]
         loss = ((weights_B[sequence_M] * divergence_M + (1 - weights_B[sequence_M]) * ce_M) * share_M).sum()
-        self.step_loss = self.step_loss + (divergence_M.detach() * share_M).sum()
+        self.machine.step_divergence = self.machine.step_divergence + (divergence_M.detach() * share_M).sum()
         return loss * self.accelerator.num_processes
 
 
@@ -137,11 +138,9 @@ class Stage:
 
     def weights(self, checkpoint: str) -> np.ndarray:
         """Return every sequence's weight of the teacher, as `footsteps distill` gives it."""
-        if self.method.weighting == "constant":
-            return np.full(len(self.cache.corpus), self.config.alpha)
-        losses = read_aw_losses(self.experiment, self.cache)
-        weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), self.config.aw_sharpness)
-        return hard_weights(weights, self.config.hard_aw_delta) if self.method.weighting == "hard-aw" else weights
+        adaptive = WEIGHTINGS[self.method.weighting].adaptive
+        losses = read_aw_losses(self.experiment, self.cache) if adaptive else None
+        return weigher(self.method, self.config, losses, len(self.cache.corpus))(checkpoint)
 
     def trainer(self, folder: Path, student: PreTrainedModel, *, live: bool) -> Replay:
         """Make the stage's trainer, on rows with the cache's targets or without."""
@@ -149,7 +148,6 @@ class Stage:
         rows = (LiveRows if live else CachedRows)(
             self.cache, int(self.prepared.tokenizer.pad_token_id), known.__getitem__
         )
-        taid_start = self.config.taid_start if self.method.divergence == "taid" else None
         trainer = (LiveReplay if live else Replay)(
             method=self.method,
             cache=self.cache,
@@ -165,9 +163,8 @@ class Stage:
                 seed=self.seed,
                 stages=len(self.cache.checkpoints),
                 epochs_per_stage=self.config.epochs_per_stage,
-                divergence=self.method.divergence or "forward_kl",
+                **divergence_settings(self.method, self.config),
                 temperature=self.config.temperature,
-                taid_start=taid_start,
             ),
             stream=RowStream(
                 self.cache.corpus.position_offsets,
@@ -189,7 +186,7 @@ def replay(stage: Stage, steps: int, *, live: bool) -> dict[str, Any]:
         trainer = stage.trainer(Path(folder), student, live=live)
         if isinstance(trainer, LiveReplay):
             trainer.live = stage.teacher()
-        clock = Clock(min(steps, trainer.steps_per_stage))
+        clock = Clock(min(steps, trainer.machine.steps_per_stage))
         trainer.add_callback(clock)
         trainer.train()
     seconds = np.diff(clock.ends)[min(SKIPPED_STEPS, len(clock.ends) - 2) :].tolist()
@@ -198,7 +195,7 @@ def replay(stage: Stage, steps: int, *, live: bool) -> dict[str, Any]:
 
 def batches_of(trainer: Replay, steps: int) -> Iterator[dict[str, Any]]:
     """Yield the first steps' micro-batches, with targets, in the order in which they are trained on."""
-    trainer.sampler.teacher, size = trainer.checkpoint, trainer.args.per_device_train_batch_size
+    trainer.machine.teacher, size = trainer.checkpoint, trainer.args.per_device_train_batch_size
     items = list(trainer.sampler)[: steps * trainer.settings.config.sequences_per_step]
     for start in range(0, len(items), size):
         yield trainer.rows.__getitems__(items[start : start + size])
@@ -212,9 +209,8 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
     fine_tuned = stage.experiment.output_dir / "student" / "best"
     student = stage.student(fine_tuned if is_model_folder(fine_tuned) else None).to(stage.device)  # type: ignore[arg-type]
     teacher, config = stage.teacher(), stage.config
-    taid_t = config.taid_start if stage.method.divergence == "taid" else None
-    divergence, steps_per_nat = stage.method.divergence, stage.cache.manifest.targets.logp_steps_per_nat
-    assert divergence is not None
+    divergence, parameter = divergence_settings(stage.method, config).values()
+    steps_per_nat = stage.cache.manifest.targets.logp_steps_per_nat
     sums, sequences, one_sided = np.zeros(4), 0, False
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         trainer = stage.trainer(Path(folder), student, live=False)
@@ -222,20 +218,20 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
         for inputs in batches_of(trainer, steps):
             inputs = trainer._prepare_inputs(inputs)
             batch: Any = {key: inputs[key] for key in BATCH_KEYS}
-            targets, sequence_M = SparseTargets(**inputs["targets"]), inputs["sequence_M"]
+            targets, sequence_M = inputs["targets"], inputs["sequence_M"]
             positions_B = torch.bincount(sequence_M, minlength=len(inputs["rows_B"]))
             share_M = 1.0 / positions_B[sequence_M]
             kl_share_M = inputs["divergence_weight_B"][sequence_M] * share_M
             objective = Objective(
-                targets, kl_share_M, share_M - kl_share_M, divergence, taid_t=taid_t, temperature=config.temperature
+                targets, kl_share_M, share_M - kl_share_M, divergence, parameter, temperature=config.temperature
             )
             cached = student(**batch, objective=objective)
             logp_MV = log_probabilities(teacher, batch, stage.vocab_size)
             logq_MV = log_probabilities(student, batch, stage.vocab_size)
-            divergence_M = dense_divergence(logp_MV, logq_MV, divergence, taid_t, config.temperature)
+            divergence_M = dense_divergence(logp_MV, logq_MV, divergence, parameter, config.temperature)
             ce_M = -logq_MV.gather(1, batch["label_M"][:, None])[:, 0]
             live = (kl_share_M * divergence_M + (share_M - kl_share_M) * ce_M).sum()
-            allowed = allowed_error(logp_MV, logq_MV, targets, steps_per_nat, divergence, taid_t, config.temperature)
+            allowed = allowed_error(logp_MV, logq_MV, targets, steps_per_nat, divergence, parameter, config.temperature)
             one_sided = allowed.one_sided
             variance, codes = (kl_share_M**2 * allowed.variance_M).sum(), (kl_share_M * allowed.codes_M).sum()
             sums += [float(value) for value in (cached.loss, live, variance, codes)]

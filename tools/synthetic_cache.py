@@ -24,9 +24,10 @@ from cache_builder.format.manifest import (
     TargetOptions,
     TokenizerIdentity,
 )
-from cache_builder.format.records import Targets, quantise
+from cache_builder.format.records import quantise
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
+from cache_builder.targets.sparse import Targets
 
 PROMPT_TOKENS = 12
 

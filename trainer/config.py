@@ -181,6 +181,8 @@ class DistillConfig(TrainingConfig):
     """Exponent of the losses in AW: 0 weighs all alike, ∞ decides hard."""
     taid_start: float = Field(0.4, ge=0, le=1)
     """TAID's t at the first step."""
+    jsd_beta: float = Field(0.5, gt=0, lt=1)
+    """β of jsd: near 0 it leans to forward KL, near 1 to reverse KL."""
     window_chunks: int = Field(256, ge=1)
     """Chunks of the cache whose rows are shuffled together and kept in memory."""
 

@@ -21,7 +21,8 @@ from cache_builder.data.chat import tokenizer_fingerprint
 from cache_builder.data.tokenizer import load_tokenizer
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models.lm_head import hidden_states_at, project
-from cache_builder.targets.sparse import SparseTargets, bucket_kl
+from cache_builder.targets.outcomes import bucket_kl
+from cache_builder.targets.sparse import Targets
 
 AGREEMENT_NATS = 5e-3
 CHUNK_POSITIONS = 256
@@ -118,7 +119,7 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
     lengths = np.diff(cache.corpus.token_offsets)[rows]
     for chosen in plan_batches(lengths, teacher.batch_tokens):
         batch = collate(cache.corpus.sequences(rows[chosen]), teacher.pad_id)
-        targets = SparseTargets.from_numpy(cache.read(teacher.name, rows[chosen])).to(teacher.device)
+        targets = cache.read(teacher.name, rows[chosen]).to_torch().to(teacher.device)
         hidden_p, head_p = hidden_states_at(teacher.model, batch, teacher.vocab_size)
         hidden_q, head_q = hidden_states_at(student.model, batch, teacher.vocab_size)
         for start in range(0, len(hidden_p), CHUNK_POSITIONS):
@@ -152,21 +153,21 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
     )
 
 
-def _support_kl(logp_CV: Tensor, targets: SparseTargets, chunk: slice) -> Tensor:
+def _support_kl(logp_CV: Tensor, targets: Targets, chunk: slice) -> Tensor:
     """KL(live ‖ cached) [C] on the cached support and its tail; a repeated id counts once."""
-    ids_CK, cached_CK = targets.ids_MK[chunk], targets.logp_MK[chunk]
+    ids_CK, cached_CK = targets.ids[chunk], targets.logp[chunk]
     live_CK = logp_CV.gather(1, ids_CK).masked_fill(cached_CK == -torch.inf, -torch.inf)
     live_tail_C = logp_CV.scatter(1, ids_CK, -torch.inf).logsumexp(1)
-    return bucket_kl(live_CK, live_tail_C, cached_CK, targets.log_tail_M[chunk])
+    return bucket_kl(live_CK, live_tail_C, cached_CK, targets.log_tail[chunk])
 
 
-def dense_target(targets: SparseTargets, chunk: slice, logq_CV: Tensor) -> Tensor:
+def dense_target(targets: Targets, chunk: slice, logq_CV: Tensor) -> Tensor:
     """Return what a student is trained towards, [C, V]: without samples, its own tail scaled to the tail's mass."""
-    ids_CK, tail_C1 = targets.ids_MK[chunk], targets.log_tail_M[chunk, None].exp()
-    samples_CS = targets.samples_MS[chunk]
+    ids_CK, tail_C1 = targets.ids[chunk], targets.log_tail[chunk, None].exp()
+    samples_CS = targets.samples[chunk]
     if samples_CS.shape[1]:
         dense_CV = torch.zeros_like(logq_CV)
         dense_CV.scatter_add_(1, samples_CS, (tail_C1 / samples_CS.shape[1]).expand(samples_CS.shape))
     else:
         dense_CV = logq_CV.scatter(1, ids_CK, -torch.inf).softmax(1) * tail_C1
-    return dense_CV.scatter_add_(1, ids_CK, targets.logp_MK[chunk].exp())
+    return dense_CV.scatter_add_(1, ids_CK, targets.logp[chunk].exp())

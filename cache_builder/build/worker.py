@@ -24,10 +24,10 @@ from cache_builder.format.manifest import (
     ProbeGroup,
     read_group,
 )
-from cache_builder.format.records import Targets
 from cache_builder.models.adapters import SharedBase
 from cache_builder.sequences import NumberedSequences
 from cache_builder.storage.base import Store
+from cache_builder.targets.sparse import Targets
 
 
 @dataclass

@@ -39,7 +39,7 @@ from cache_builder.format.manifest import (
     group_key,
     read_group,
 )
-from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, normalise, records_spec
+from cache_builder.format.records import RecordLayout, decode_records, dequantise, normalise, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, parse_array_metadata
 from cache_builder.positions import groups_of_rows, spans_of
 from cache_builder.storage.base import Store
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import zarr
 
     from cache_builder.cache.disk_cache import LocalCopy
+from cache_builder.targets.sparse import Targets
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 

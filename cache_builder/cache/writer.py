@@ -40,10 +40,11 @@ from cache_builder.format.manifest import (
     seal,
     unseal,
 )
-from cache_builder.format.records import RecordLayout, Targets, decode_scalars, encode_records, records_spec
+from cache_builder.format.records import RecordLayout, decode_scalars, encode_records, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
 from cache_builder.positions import sum_rows
 from cache_builder.storage.base import Store
+from cache_builder.targets.sparse import Targets
 
 if TYPE_CHECKING:
     from cache_builder.data.corpus import Corpus

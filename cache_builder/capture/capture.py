@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cache_builder.capture.topk import BLOCK, LOWEST, extract, log_sum_exp, logp_and_rest, top
 from cache_builder.data.batching import Batch
 from cache_builder.errors import ConfigError, ModelError
-from cache_builder.format.records import Targets
 from cache_builder.models.lm_head import Head, compute_weight, hidden_states_at, project, verify_head
+from cache_builder.targets.sparse import Targets
 
 CPU_CHUNK, GPU_CHUNK = 512, 1024
 """Positions of a chunk. On a CPU a head's matmul of 256 took an eighth longer per position than one of 512."""

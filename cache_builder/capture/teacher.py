@@ -16,7 +16,7 @@ from cache_builder.data.batching import Batch, collate, plan_batches
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
-from cache_builder.format.records import Targets, quantise
+from cache_builder.format.records import quantise
 from cache_builder.models.adapters import SharedBase, adapter_at
 from cache_builder.models.lm_head import read_head
 from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
@@ -24,7 +24,8 @@ from cache_builder.models.placement import describe_dtype, place
 from cache_builder.models.tensor_parallel import load_divided
 from cache_builder.positions import counts_of, offsets_of, positions_of, rows_between
 from cache_builder.sequences import NumberedSequences
-from cache_builder.targets.sparse import tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
+from cache_builder.targets.sparse import Targets
 
 Result = TypeVar("Result")
 
@@ -93,14 +94,7 @@ class Teacher:
             ModelError: NaN or infinite logits; the message names the sequence.
         """
         size, k, s = end - start, options.top_k, options.tail_samples
-        targets = Targets(
-            ids=np.empty((size, k), np.int64),
-            logp=np.empty((size, k), np.float32),
-            samples=np.empty((size, s), np.int64),
-            log_tail=np.empty(size, np.float32),
-            gold=np.empty(size, np.float32),
-            entropy=np.empty(size, np.float32),
-        )
+        targets = Targets.blank(size, k, s)
         for rows, batch in self._batches(corpus, rows_between(corpus.position_offsets, start, end)):
             positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)

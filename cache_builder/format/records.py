@@ -18,31 +18,11 @@ import numpy as np
 from cache_builder.errors import CacheDamagedError
 from cache_builder.format.manifest import Manifest, TargetOptions
 from cache_builder.format.zarr_shards import ArraySpec
+from cache_builder.targets.sparse import Targets
 
 UNUSED = 65535
 ZSTD_LEVEL = 1
 ID_BYTES, LOGP_BYTES, SCALAR_BYTES = 3, 2, 4
-
-
-@dataclass
-class Targets:
-    """What one checkpoint says at M positions; natural logs."""
-
-    ids: np.ndarray
-    """[M, K] i64, by falling probability; an unused slot repeats slot 0's id."""
-    logp: np.ndarray
-    """[M, K] f32, −inf in an unused slot; Σ exp(logp) + exp(log_tail) = 1."""
-    samples: np.ndarray
-    """[M, S] i64, drawn from p(· | tail), each of mass exp(log_tail) / S; slot 0's id where there is no tail."""
-    log_tail: np.ndarray
-    """[M] f32, log of the mass outside the support; −inf where the support is everything."""
-    gold: np.ndarray
-    """[M] f32, log-probability of the true token, as captured."""
-    entropy: np.ndarray
-    """[M] f32, of the full distribution."""
-
-    def __len__(self) -> int:
-        return len(self.gold)
 
 
 @dataclass(frozen=True)
@@ -141,7 +121,7 @@ def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int) ->
     delta_KM |= planes[logp : logp + k]
     code_KM = np.add.accumulate(delta_KM, axis=0, dtype=np.uint16)
     samples_MS = _numbers(planes[samples:scalars], s)
-    log_tail_M, label_M, entropy_M = decode_scalars(layout, planes)
+    log_tail_M, gold_M, entropy_M = decode_scalars(layout, planes)
     unused_MK = code_KM.T == UNUSED
     if unused_MK.any():
         ids_MK = np.where(unused_MK, ids_MK[:, :1], ids_MK)
@@ -152,15 +132,15 @@ def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int) ->
         raise CacheDamagedError(f"the cache holds an id outside the vocabulary of {vocab_size:,} tokens")
     logp_MK = np.ascontiguousarray(dequantise(code_KM, layout.steps_per_nat).T)
     logp_MK, log_tail_M = normalise(logp_MK, log_tail_M)
-    return Targets(ids_MK, logp_MK, samples_MS, log_tail_M, label_M, entropy_M)
+    return Targets(ids_MK, logp_MK, samples_MS, log_tail_M, gold_M, entropy_M)
 
 
 def decode_scalars(layout: RecordLayout, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (log_tail, gold, entropy), each f32 [M], as stored."""
     first = layout.first_scalar_plane
     packed = planes[first:].reshape(SCALAR_BYTES, 3, -1).transpose(1, 2, 0)
-    log_tail_M, label_M, entropy_M = np.ascontiguousarray(packed).view("<f4")[..., 0]
-    return log_tail_M, label_M, entropy_M
+    log_tail_M, gold_M, entropy_M = np.ascontiguousarray(packed).view("<f4")[..., 0]
+    return log_tail_M, gold_M, entropy_M
 
 
 def _planes(values: np.ndarray, n_bytes: int) -> np.ndarray:

@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.data.chat import Encoded, tokenizer_fingerprint
 from cache_builder.data.corpus import Corpus, store_sequences
 from cache_builder.errors import CacheMismatchError, DataError
-from cache_builder.format.records import Targets
 from cache_builder.interchange.rows import SourceRow, Tail, targets_of
 from cache_builder.interchange.tables import count_rows
 from cache_builder.steps import finish_stage, stage_result
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.locks import folder_lock
+from cache_builder.targets.sparse import Targets
 
 UNKNOWN = "unknown"
 

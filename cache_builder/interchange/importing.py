@@ -6,8 +6,6 @@
 The manifest is of version 2: it says where the targets came from and what they lack. The probe has no positions.
 """
 
-from dataclasses import fields
-
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -34,12 +32,12 @@ from cache_builder.format.manifest import (
     check_name,
     read_order,
 )
-from cache_builder.format.records import Targets
 from cache_builder.interchange.check import UNKNOWN, Reading, Source, first_pass, scratch_folder
 from cache_builder.interchange.rows import Tail
 from cache_builder.interchange.tables import digest
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
+from cache_builder.targets.sparse import Targets
 
 
 def import_cache(
@@ -159,12 +157,12 @@ def _write_shards(source: Source, writer: CheckpointWriter, corpus: Corpus, read
     ):
         targets, taken = _padded(reading.targets(row), reading.top_k), 0
         while taken < len(targets):
-            part = _between(targets, taken, taken + end - position)
+            part = targets[taken : taken + end - position]
             parts.append(part)
             position, taken = position + len(part), taken + len(part)
             if position == end:
                 if shard not in done:
-                    writer.write_shard(shard, _joined(parts))
+                    writer.write_shard(shard, Targets.concatenate(parts))
                 shard, parts = shard + 1, []
                 _, end = writer.spec.span(shard)
     if position != corpus.n_positions or parts:
@@ -177,11 +175,3 @@ def _padded(targets: Targets, top_k: int) -> Targets:
         targets.ids = np.concatenate([targets.ids, np.repeat(targets.ids[:, :1], missing, axis=1)], axis=1)
         targets.logp = np.pad(targets.logp, ((0, 0), (0, missing)), constant_values=-np.inf)
     return targets
-
-
-def _between(targets: Targets, start: int, end: int) -> Targets:
-    return Targets(*(getattr(targets, field.name)[start:end] for field in fields(Targets)))
-
-
-def _joined(parts: list[Targets]) -> Targets:
-    return Targets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Targets)))

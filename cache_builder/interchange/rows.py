@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from cache_builder.errors import DataError
-from cache_builder.format.records import Targets
 from cache_builder.positions import is_position
+from cache_builder.targets.sparse import Targets
 
 Tail = Literal["complement", "none"]
 SUM_TOLERANCE = 0.05

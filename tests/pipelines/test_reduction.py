@@ -106,9 +106,11 @@ def test_micro_batches_change_neither_the_loss_nor_the_step(toy: Any) -> None:
 def test_every_stage_begins_with_an_optimizer_that_remembers_nothing(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     remembered: list[tuple[int, int]] = []
 
-    def on_step_begin(self: StageCallback, args: Any, state: Any, control: Any, **_: Any) -> None:
-        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
-        remembered.append((state.global_step % self.trainer.steps_per_stage, len(optimizer.state)))
+    def on_step_begin(
+        self: StageCallback, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        plain = getattr(optimizer, "optimizer", optimizer)
+        remembered.append((state.global_step % self.machine.steps_per_stage, len(plain.state)))
 
     monkeypatch.setattr(StageCallback, "on_step_begin", on_step_begin, raising=False)
     experiment, cache, prepared = toy()

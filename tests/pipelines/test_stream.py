@@ -19,12 +19,12 @@ from cache_builder.cache import disk_cache as local_copy
 from cache_builder.cache.disk_cache import DISK_BLOCK_BYTES, OWN_BYTES, LocalCopy
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.errors import CacheDamagedError, CacheWriteError
-from cache_builder.format.records import Targets
 from cache_builder.format.zarr_shards import crc32c
 from cache_builder.sharing.copy_plan import plan_copy
 from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
+from cache_builder.targets.sparse import Targets
 from tests.support.toys import load_toy
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.config import Experiment

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_builder.data.batching import Batch, collate
-from cache_builder.targets.sparse import tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
 
 VOCABULARY = 300  # of the model's 304 rows
 

@@ -20,8 +20,9 @@ from cache_builder.format.manifest import (
     TargetOptions,
     TokenizerIdentity,
 )
-from cache_builder.format.records import Targets, quantise
+from cache_builder.format.records import quantise
 from cache_builder.storage.open import open_store
+from cache_builder.targets.sparse import Targets
 
 CHECKPOINTS = ("checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-400")
 METHODS = ("sft", "td", "taid", "scd+aw")
@@ -185,7 +186,7 @@ def log_of(method: str, generator: np.random.Generator) -> list[dict[str, Any]]:
         if method == "taid":
             entry["taid_t"] = 0.4 + 0.6 * step / 120
         if method.endswith("aw"):
-            entry["teacher_weight"] = 0.5 + 0.001 * step
+            entry["divergence_weight"] = 0.5 + 0.001 * step
         log.append(entry)
         if step % 30 == 0:
             log.append({"step": step, "epoch": step / 30, "eval_loss": 2.0 * np.exp(-step / 70) + 0.1})

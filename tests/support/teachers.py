@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM
 from cache_builder.capture.teacher import Teacher
 from cache_builder.config import CacheExperiment
 from cache_builder.format.manifest import TargetOptions
-from cache_builder.format.records import Targets
 from cache_builder.models.adapters import SharedBase
+from cache_builder.targets.sparse import Targets
 from tests.support.caches import Teaching
 
 OPTIONS = TargetOptions(top_k=4, top_p=1.0, tail_samples=2, logp_steps_per_nat=256, seed=0)

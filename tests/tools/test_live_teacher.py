@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from cache_builder.config import save_experiment
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.format.records import dequantise, quantise
-from cache_builder.targets.sparse import SparseTargets, forward_kl, reverse_kl, taid, temper
+from cache_builder.targets.divergences import forward_kl, reverse_kl, taid
+from cache_builder.targets.outcomes import temper
+from cache_builder.targets.sparse import Targets
 from tools import live_teacher
 from tools.dense_divergence import allowed_error, dense_divergence
 from tools.live_replay import Stage, check, replay
 from trainer.config import Experiment
-from trainer.loss.fused import Divergence
 from trainer.report.run.run_costs import Agreement, read_live
 from trainer.stages.distill import distill
 
@@ -34,27 +36,28 @@ def random_log_probabilities(seed: int, sharpness: float) -> torch.Tensor:
     return torch.log_softmax(logits_MV, dim=1)
 
 
-def cached(logp_MV: torch.Tensor, steps_per_nat: int) -> SparseTargets:
+def cached(logp_MV: torch.Tensor, steps_per_nat: int) -> Targets:
     """What a cache would give back of p."""
     logp_MK, ids_MK = logp_MV.topk(TOP_K)
     tail_MV = logp_MV.exp().scatter(1, ids_MK, 0.0)
     samples_MS = torch.multinomial(tail_MV, SAMPLES, replacement=True, generator=torch.Generator().manual_seed(2))
     rounded = dequantise(quantise(logp_MK.numpy(), steps_per_nat), steps_per_nat)
     entropy_M = -(logp_MV.exp() * logp_MV).sum(1)
-    return SparseTargets(ids_MK, torch.from_numpy(rounded).double(), samples_MS, tail_MV.sum(1).log(), entropy_M)
+    logp_MK = torch.from_numpy(rounded).double()
+    return Targets(ids_MK, logp_MK, samples_MS, tail_MV.sum(1).log(), logp_MK[:, 0], entropy_M)
 
 
-def sampled_forward_kl(targets: SparseTargets, logq_MV: torch.Tensor) -> torch.Tensor:
+def sampled_forward_kl(targets: Targets, logq_MV: torch.Tensor) -> torch.Tensor:
     """The estimate that the loss uses, written down plainly."""
-    support_M = (targets.logp_MK.exp() * logq_MV.gather(1, targets.ids_MK)).sum(1)
-    tail_M = targets.log_tail_M.exp() * logq_MV.gather(1, targets.samples_MS).mean(1)
-    return -support_M - tail_M - targets.entropy_M
+    support_M = (targets.logp.exp() * logq_MV.gather(1, targets.ids)).sum(1)
+    tail_M = targets.log_tail.exp() * logq_MV.gather(1, targets.samples).mean(1)
+    return -support_M - tail_M - targets.entropy
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "taid"])
 def test_the_dense_divergence_is_that_of_outcomes_which_are_the_whole_vocabulary(
-    divergence: Divergence, temperature: float
+    divergence: str, temperature: float
 ) -> None:
     logp_MV, logq_MV = random_log_probabilities(0, 2.0), random_log_probabilities(1, 1.0)
     p_MV, q_MV = temper(logp_MV, temperature), temper(logq_MV, temperature)
@@ -80,20 +83,18 @@ def test_the_samples_error_has_the_spread_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "taid"])
-def test_coarse_codes_stay_within_their_bound_and_use_a_fair_part_of_it(divergence: Divergence) -> None:
+def test_coarse_codes_stay_within_their_bound_and_use_a_fair_part_of_it(divergence: str) -> None:
     logp_MV, logq_MV = random_log_probabilities(0, 1.5), random_log_probabilities(1, 2.0)
     steps_per_nat = 4
     exact, coarse = cached(logp_MV, 8_000), cached(logp_MV, steps_per_nat)
     taid_t = 0.5 if divergence == "taid" else None
-    no_samples = [
-        SparseTargets(t.ids_MK, t.logp_MK, t.samples_MS[:, :0], t.log_tail_M, t.entropy_M) for t in (exact, coarse)
-    ]
+    no_samples = [replace(targets, samples=targets.samples[:, :0]) for targets in (exact, coarse)]
     bound_M = allowed_error(logp_MV, logq_MV, no_samples[1], steps_per_nat, divergence, taid_t).codes_M
 
-    def on_outcomes(targets: SparseTargets) -> torch.Tensor:
-        logq_MK = logq_MV.gather(1, targets.ids_MK)
-        q_tail_M = logq_MV.exp().scatter(1, targets.ids_MK, 0.0).sum(1).log()
-        logp_MO = torch.log_softmax(torch.cat([targets.logp_MK, targets.log_tail_M[:, None]], 1), 1)
+    def on_outcomes(targets: Targets) -> torch.Tensor:
+        logq_MK = logq_MV.gather(1, targets.ids)
+        q_tail_M = logq_MV.exp().scatter(1, targets.ids, 0.0).sum(1).log()
+        logp_MO = torch.log_softmax(torch.cat([targets.logp, targets.log_tail[:, None]], 1), 1)
         logq_MO = torch.cat([logq_MK, q_tail_M[:, None]], 1)
         if divergence == "taid":
             return taid(logp_MO, logq_MO, 0.5)[0]
@@ -156,7 +157,7 @@ def test_steps_are_the_same_rows_and_the_first_losses_agree(trained: Callable[..
     losses, rows = {}, {}
     for live in (False, True):
         trainer = stage.trainer(tmp_path / str(live), stage.student(), live=live)
-        trainer.sampler.teacher = stage.checkpoint
+        trainer.machine.teacher = stage.checkpoint
         rows[live] = list(trainer.sampler)[:16]
         if live:
             trainer.live = stage.teacher()

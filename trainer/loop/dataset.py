@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.losses import Sequences
 from cache_builder.data.batching import collate
-from cache_builder.targets.sparse import SparseTargets
 
 
 class Rows(Dataset[Any]):
@@ -46,9 +45,8 @@ class CachedRows(Rows):
         if teacher is None:
             return batch
         rows = batch["rows_B"].numpy()
-        targets = self.cache.read(teacher, rows)
         return {
             **batch,
             "divergence_weight_B": torch.from_numpy(self.weights_of(teacher)[rows].astype(np.float32)),
-            "targets": vars(SparseTargets.from_numpy(targets)),
+            "targets": self.cache.read(teacher, rows).to_torch(),
         }

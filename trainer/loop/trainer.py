@@ -4,7 +4,7 @@
     sampler            yields (teacher, row): no prefetched batch can carry the wrong teacher
     forward            w·D + (1−w)·CE of each sequence, summed, divided by the sequences of the whole accumulated batch
     learning rate      a LambdaLR on the step within the stage
-    checkpoint-<step>  weights, optimizer, RNG, and last progress.json: plan, TAID's t, best so far. Without it a
+    checkpoint-<step>  weights, optimizer, RNG, and last train_state.json: plan, TAID's t, best so far. Without it a
                        checkpoint is unfinished and is never loaded
 
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
@@ -13,7 +13,6 @@ Loss of a sequence: the mean over its positions; loss of a step: the mean over i
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,16 +36,18 @@ from cache_builder.data.corpus import Corpus
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.steps import write_json
-from cache_builder.targets.sparse import SparseTargets
+from cache_builder.targets.divergences import DIVERGENCES
 from trainer.config import TrainingConfig
-from trainer.loop.callbacks import StageCallback, StepProgress
+from trainer.loop.callbacks import StageCallback, TaidCallback
+from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
-from trainer.loop.order import RowStream, group_lengths
-from trainer.loop.state import PROGRESS_FILE, Progress, last_finished_checkpoint, load_progress, save_progress
+from trainer.loop.order import RowStream
+from trainer.loop.sampler import StageSampler
+from trainer.loop.stage_machine import StageMachine
+from trainer.loop.state import STATE_FILE, TrainState, last_finished_checkpoint, load_state, save_state, unmark
 from trainer.loss.forward import Objective, attach_objective
-from trainer.loss.fused import Divergence
 from trainer.methods.schedules import StageChoice
-from trainer.methods.weighting import TaidState
+from trainer.methods.taid import TaidState
 
 BATCH_KEYS = ("input_ids", "attention_mask", "hidden_index_M", "label_M", "sequence_M")
 
@@ -63,33 +63,11 @@ class LoopSettings:
     epochs_per_stage: int
     save_at: frozenset[int] = frozenset()
     """Steps after which a checkpoint is kept for good, as a teacher's are; else only the last two are kept."""
-    divergence: Divergence = "forward_kl"
+    divergence: str = "forward_kl"
+    """A key of DIVERGENCES."""
+    parameter: float | None = None
+    """The divergence's, where it has one; TAID's is the t from which its rule moves it."""
     temperature: float = 1.0
-    taid_start: float | None = None
-    """TAID's first t; None for every other method."""
-
-
-class StageSampler(Sampler[tuple[str | None, int]]):
-    """The rows of the current stage, each with the checkpoint that teaches it."""
-
-    def __init__(
-        self, stream: RowStream, rows_per_stage: int, rows_per_step: int, grouped_lengths: np.ndarray | None
-    ) -> None:
-        self.stream, self.rows_per_stage, self.rows_per_step = stream, rows_per_stage, rows_per_step
-        self.grouped_lengths = grouped_lengths
-        self.stage = 0
-        self.teacher: str | None = None
-
-    def __len__(self) -> int:
-        return self.rows_per_stage
-
-    def __iter__(self) -> Iterator[tuple[str | None, int]]:
-        teacher, start = self.teacher, self.stage * self.rows_per_stage
-        rows = self.stream.rows(start, start + self.rows_per_stage)
-        if self.grouped_lengths is not None:
-            rows = group_lengths(rows, self.grouped_lengths, self.rows_per_step, self.stream.seed, start)
-        for row in rows:
-            yield teacher, row
 
 
 class SequenceTrainer(Trainer):
@@ -111,22 +89,36 @@ class SequenceTrainer(Trainer):
         sequences = len(stream.position_offsets) - 1
         step_rows = settings.config.sequences_per_step
         self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
-        self.steps_per_epoch = max(1, round(sequences / step_rows))
-        self.steps_per_stage = -(-sequences * settings.epochs_per_stage // step_rows)
+        moving = settings.parameter if DIVERGENCES[settings.divergence].moves else None
+        self.machine = StageMachine(
+            stages=settings.stages,
+            steps_per_stage=-(-sequences * settings.epochs_per_stage // step_rows),
+            steps_per_epoch=max(1, round(sequences / step_rows)),
+            saved=TrainState(taid=None if moving is None else TaidState(moving)),
+        )
         lengths_tokens = np.diff(rows.corpus.token_offsets) if settings.config.length_grouped else None
-        self.sampler = StageSampler(stream, self.steps_per_stage * step_rows, step_rows, lengths_tokens)
-        self.progress = Progress(taid=None if settings.taid_start is None else TaidState(settings.taid_start))
+        self.sampler = StageSampler(self.machine, stream, step_rows, lengths_tokens)
         self._sums: torch.Tensor | None = None
         self._started = time.perf_counter()
-        self.step_loss: torch.Tensor | float = 0.0
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=rows,
             data_collator=_as_is,
             processing_class=tokenizer,
-            callbacks=[StageCallback(self), StepProgress()],
+            callbacks=[
+                StageCallback(
+                    self.machine,
+                    self.choose_teacher,
+                    settings.config,
+                    settings.save_at,
+                    evaluates=validation is not None,
+                ),
+                StepProgress(),
+            ],
         )
+        if moving is not None:
+            self.add_callback(TaidCallback(self.machine, moving, lambda loss: self.accelerator.reduce(loss, "sum")))
         self.loss_is_scaled_for_ga = True
         if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             raise TrainingError(
@@ -137,27 +129,28 @@ class SequenceTrainer(Trainer):
             self.remove_callback(reporter)
 
     @property
-    def total_steps(self) -> int:
-        return self.steps_per_stage * self.settings.stages
+    def saved(self) -> TrainState:
+        """What a resumed run must know."""
+        return self.machine.saved
 
     def choose_teacher(self, stage: int) -> StageChoice:
         """Decide who teaches a stage; called once per stage, at its first step."""
-        return StageChoice(stage, stage * self.steps_per_stage, None)
+        return StageChoice(stage, stage * self.machine.steps_per_stage, None)
 
-    def run(self) -> Progress:
+    def run(self) -> TrainState:
         """Train, from the last finished checkpoint where there is one, and leave the result in last/ and best/."""
         checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
         if checkpoint is not None:
-            self.progress = load_progress(checkpoint)
+            self.machine.saved = load_state(checkpoint)
         reset_peak_memory()
-        self._started = time.perf_counter() - self.progress.seconds
+        self._started = time.perf_counter() - self.saved.seconds
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.save_folder("last")
-        if self.progress.best_step is None:
+        if self.saved.best_step is None:
             self.save_folder("best")
         if self.is_world_process_zero():
             write_json(self.settings.output_dir / "log.json", self.state.log_history)
-        return self.progress
+        return self.saved
 
     def save_folder(self, name: str) -> None:
         """Save the model and its tokenizer as a plain safetensors folder, whole or not at all."""
@@ -175,7 +168,7 @@ class SequenceTrainer(Trainer):
                 shutil.rmtree(checkpoint)
                 continue
             for path in checkpoint.iterdir():
-                if path.suffix in (".pt", ".pth") or path.name in ("trainer_state.json", PROGRESS_FILE):
+                if path.suffix in (".pt", ".pth") or path.name in ("trainer_state.json", STATE_FILE):
                     path.unlink()
 
     def read(self, batch: Batch, function: Any) -> Any:
@@ -211,8 +204,8 @@ class SequenceTrainer(Trainer):
             one_stage = get_scheduler(
                 self.args.lr_scheduler_type,
                 optimizer,
-                num_warmup_steps=round(self.settings.config.warmup_ratio * self.steps_per_stage),
-                num_training_steps=self.steps_per_stage,
+                num_warmup_steps=round(self.settings.config.warmup_ratio * self.machine.steps_per_stage),
+                num_training_steps=self.machine.steps_per_stage,
             )
             if not isinstance(one_stage, LambdaLR):
                 raise TrainingError(
@@ -220,7 +213,7 @@ class SequenceTrainer(Trainer):
                     "cannot start again at each stage; use linear, cosine, constant, …"
                 )
             rate_at = one_stage.lr_lambdas[0]
-            self.lr_scheduler = LambdaLR(optimizer, lambda step: rate_at(step % self.steps_per_stage))
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: rate_at(step % self.machine.steps_per_stage))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -238,7 +231,7 @@ class SequenceTrainer(Trainer):
         share_M = 1.0 / (num_items_in_batch * positions_B[sequence_M])
         divergence_weight_B = inputs["divergence_weight_B"]
         weight_M = divergence_weight_B[sequence_M]
-        targets = SparseTargets(**inputs["targets"]) if "targets" in inputs else None
+        targets = inputs["targets"].to(sequence_M.device) if "targets" in inputs else None
         output = model(
             **{key: inputs[key] for key in BATCH_KEYS},
             objective=Objective(
@@ -246,7 +239,7 @@ class SequenceTrainer(Trainer):
                 divergence_weight_M=weight_M * share_M,
                 ce_weight_M=(1 - weight_M) * share_M,
                 divergence=self.settings.divergence,
-                taid_t=self.progress.taid.t if self.progress.taid and targets is not None else None,
+                parameter=self.saved.taid.t if self.saved.taid else self.settings.parameter,
                 temperature=self.settings.temperature,
             ),
         )
@@ -267,18 +260,18 @@ class SequenceTrainer(Trainer):
         if "loss" in logs and self._sums is not None:
             kl, ce, weight, steps = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
-            logs = {**logs, "ce": ce / steps, "teacher_weight": weight / steps}
-            if self.sampler.teacher is not None:
+            logs = {**logs, "ce": ce / steps, "divergence_weight": weight / steps}
+            if self.machine.teacher is not None:
                 logs["kl"] = kl / steps
-            if self.progress.taid is not None:
-                logs["taid_t"] = self.progress.taid.t
+            if self.saved.taid is not None:
+                logs["taid_t"] = self.saved.taid.t
         if "train_runtime" in logs:
             self._note_cost()
-            seconds = self.progress.seconds  # Trainer's own are those since the last resumption
+            seconds = self.saved.seconds  # Trainer's own are those since the last resumption
             per_second = self.state.global_step / seconds
             logs = {**logs, "train_runtime": seconds, "train_steps_per_second": per_second}
             logs["train_samples_per_second"] = per_second * self.settings.config.sequences_per_step
-            logs["peak_memory_mib"] = self.progress.peak_memory_mib
+            logs["peak_memory_mib"] = self.saved.peak_memory_mib
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
@@ -289,8 +282,8 @@ class SequenceTrainer(Trainer):
         if self.validation is None:
             return {}
         loss = float(self.corpus_losses(self.validation).sum()) / self.validation.n_positions
-        if self.progress.best_loss is None or loss < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_step = loss, self.state.global_step
+        if self.saved.best_loss is None or loss < self.saved.best_loss:
+            self.saved.best_loss, self.saved.best_step = loss, self.state.global_step
             self.save_folder("best")
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
@@ -299,22 +292,22 @@ class SequenceTrainer(Trainer):
         """Save as Trainer does, then mark the checkpoint as finished."""
         folder = self.settings.output_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            (folder / PROGRESS_FILE).unlink(missing_ok=True)
+            unmark(folder)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)
             self._note_cost()
-            save_progress(self.progress, folder, self.state.global_step)
+            save_state(self.saved, folder, self.state.global_step)
 
     def _note_cost(self) -> None:
-        self.progress.seconds = time.perf_counter() - self._started
-        self.progress.peak_memory_mib = max(self.progress.peak_memory_mib, peak_memory_mib())
+        self.saved.seconds = time.perf_counter() - self._started
+        self.saved.peak_memory_mib = max(self.saved.peak_memory_mib, peak_memory_mib())
 
     def _add(self, sums: torch.Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
-        if self.progress.taid is not None:
-            self.step_loss = self.step_loss + sums[0]
+        if self.saved.taid is not None:
+            self.machine.step_divergence = self.machine.step_divergence + sums[0]
 
 
 def _arguments(settings: LoopSettings) -> TrainingArguments:

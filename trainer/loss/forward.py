@@ -15,21 +15,23 @@ from transformers import PreTrainedModel
 
 from cache_builder.data.batching import Batch
 from cache_builder.models.lm_head import hidden_states_at, verify_head
-from cache_builder.targets.sparse import SparseTargets
-from trainer.loss.fused import Divergence, distillation_loss
+from cache_builder.targets.sparse import Targets
+from trainer.loss.fused import distillation_loss
 
 
 @dataclass
 class Objective:
     """What a batch's positions are trained towards."""
 
-    targets: SparseTargets | None
+    targets: "Targets[Tensor] | None"
     divergence_weight_M: Tensor
     """[M] float32; whatever the loss is divided by is already in it."""
     ce_weight_M: Tensor
     """[M] float32, likewise."""
-    divergence: Divergence = "forward_kl"
-    taid_t: float | None = None
+    divergence: str = "forward_kl"
+    """A key of DIVERGENCES."""
+    parameter: float | None = None
+    """The divergence's, where it has one."""
     temperature: float = 1.0
 
 
@@ -63,7 +65,7 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
             objective.divergence_weight_M,
             objective.ce_weight_M,
             divergence=objective.divergence,
-            taid_t=objective.taid_t,
+            parameter=objective.parameter,
             temperature=objective.temperature,
         )
 

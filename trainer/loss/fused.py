@@ -18,15 +18,15 @@ and teacher agree (the samples were drawn at T = 1 and are left out); the value 
 Shapes: M positions, C positions of a chunk, D hidden size, V vocabulary, K slots, S tail samples, O = K + 1 outcomes.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cache_builder.models.lm_head import Head, compute_weight, matmul, project
-from cache_builder.targets.sparse import SparseTargets, forward_kl, outcomes, reverse_kl, taid, temper
-
-Divergence = Literal["forward_kl", "reverse_kl", "taid"]
+from cache_builder.targets.divergences import DIVERGENCES, Divergence
+from cache_builder.targets.outcomes import outcomes, temper
+from cache_builder.targets.sparse import Targets
 
 
 class LossOutput(NamedTuple):
@@ -43,13 +43,13 @@ class LossOutput(NamedTuple):
 def distillation_loss(
     hidden_MD: Tensor,
     head: Head,
-    targets: SparseTargets | None,
+    targets: Targets | None,
     label_M: Tensor,
     divergence_weight_M: Tensor,
     ce_weight_M: Tensor,
     *,
-    divergence: Divergence = "forward_kl",
-    taid_t: float | None = None,
+    divergence: str = "forward_kl",
+    parameter: float | None = None,
     temperature: float = 1.0,
     chunk_positions: int | None = None,
 ) -> LossOutput:
@@ -57,10 +57,13 @@ def distillation_loss(
 
     Whatever the loss is to be divided by belongs into the weights, so that no pass over the gradients is needed for it.
     """
-    if (divergence == "taid") != (taid_t is not None):
-        raise ValueError(f"taid_t goes with divergence='taid' and only with it; got {divergence=}, {taid_t=}")
+    row = DIVERGENCES[divergence]
+    if (row.setting is None) != (parameter is None):
+        raise ValueError(
+            f"the divergences that have a parameter need it, no other takes one; {divergence=}, {parameter=}"
+        )
     if targets is None:
-        targets = SparseTargets.empty(len(label_M), hidden_MD.device)
+        targets = Targets.nothing(len(label_M), hidden_MD.device)
     if chunk_positions is None:
         chunk_positions = 512 if hidden_MD.device.type == "cpu" else 1024
     return LossOutput(
@@ -73,7 +76,7 @@ def distillation_loss(
             label_M,
             divergence_weight_M,
             ce_weight_M,
-            (divergence, taid_t, temperature),
+            (row, parameter, temperature),
             chunk_positions,
             torch.is_grad_enabled(),
         )
@@ -90,7 +93,7 @@ class _FusedLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         head: Head,
-        targets: SparseTargets,
+        targets: Targets,
         label_M: Tensor,
         divergence_weight_M: Tensor,
         ce_weight_M: Tensor,
@@ -122,13 +125,7 @@ class _FusedLoss(torch.autograd.Function):
                 slope_CV = None if head.softcap is None else (z_CV / head.softcap).square_().neg_().add_(1.0)
                 divergence_M[chunk], ce_M[chunk] = _to_gradient(
                     z_CV,
-                    SparseTargets(
-                        targets.ids_MK[chunk],
-                        targets.logp_MK[chunk].to(real),
-                        targets.samples_MS[chunk],
-                        targets.log_tail_M[chunk].to(real),
-                        targets.entropy_M[chunk].to(real),
-                    ),
+                    targets[chunk].in_precision(real),
                     label_M[chunk],
                     divergence_weight_M[chunk].to(real),
                     ce_weight_M[chunk].to(real),
@@ -178,7 +175,7 @@ def _accumulate(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: b
 
 def _to_gradient(
     z_CV: Tensor,
-    targets: SparseTargets,
+    targets: Targets,
     label_C: Tensor,
     divergence_weight_C: Tensor,
     ce_weight_C: Tensor,
@@ -186,14 +183,14 @@ def _to_gradient(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Replace logits in place by `scale` times the loss's gradient; return KL [C] and CE [C]."""
-    divergence, taid_t, temperature = kind
-    used_CK = targets.logp_MK > -torch.inf
-    slots = targets.ids_MK.shape[1]
+    divergence, parameter, temperature = kind
+    used_CK = targets.logp > -torch.inf
+    slots = targets.ids.shape[1]
     z_label_C = z_CV.gather(1, label_C[:, None])[:, 0]
-    z_support_CK = z_CV.gather(1, targets.ids_MK).masked_fill_(~used_CK, -torch.inf)
-    z_samples_CS = z_CV.gather(1, targets.samples_MS)
+    z_support_CK = z_CV.gather(1, targets.ids).masked_fill_(~used_CK, -torch.inf)
+    z_samples_CS = z_CV.gather(1, targets.samples)
 
-    z_CV.scatter_(1, targets.ids_MK, -torch.inf)
+    z_CV.scatter_(1, targets.ids, -torch.inf)
     largest_C = z_CV.amax(1)
     largest_C.masked_fill_(largest_C == -torch.inf, 0.0)  # the support is the whole vocabulary
     sum_C = z_CV.sub_(largest_C[:, None]).exp_().sum(1)
@@ -206,25 +203,19 @@ def _to_gradient(
     q_CO = u_CO.exp()
     ce_C = log_sum_C - (z_label_C - top_C)
 
-    logp_CO = outcomes(targets.logp_MK, targets.log_tail_M)
-    sampled = divergence == "forward_kl" and temperature == 1.0 and z_samples_CS.shape[1] > 0
+    logp_CO = outcomes(targets.logp, targets.log_tail)
+    sampled = divergence.samples and temperature == 1.0 and z_samples_CS.shape[1] > 0
     if sampled:
         p_CO = logp_CO.exp()
         share_C = p_CO[:, slots] / z_samples_CS.shape[1]
         cross_CO = torch.where(p_CO > 0, p_CO * u_CO, 0.0)[:, :slots]
         divergence_C = (
-            -cross_CO.sum(1) - share_C * (z_samples_CS - top_C[:, None] - log_sum_C[:, None]).sum(1) - targets.entropy_M
+            -cross_CO.sum(1) - share_C * (z_samples_CS - top_C[:, None] - log_sum_C[:, None]).sum(1) - targets.entropy
         )
         grad_CO = torch.cat([q_CO[:, :slots] - p_CO[:, :slots], q_CO[:, slots:]], dim=1)
     else:
         logp_CO, logq_CO = temper(logp_CO, temperature), temper(u_CO, temperature)
-        if divergence == "forward_kl":
-            divergence_C, grad_CO = forward_kl(logp_CO, logq_CO)
-        elif divergence == "reverse_kl":
-            divergence_C, grad_CO = reverse_kl(logp_CO, logq_CO)
-        else:
-            assert taid_t is not None
-            divergence_C, grad_CO = taid(logp_CO, logq_CO, taid_t)
+        divergence_C, grad_CO = divergence(logp_CO, logq_CO, parameter)
         divergence_C = divergence_C * temperature**2
         grad_CO = grad_CO * temperature
 
@@ -233,10 +224,8 @@ def _to_gradient(
     tail_C = torch.where(sum_C > 0, grad_CO[:, slots] / sum_C, 0.0)
     z_CV.mul_(tail_C[:, None])
     grad_CK = torch.where(used_CK, grad_CO[:, :slots], grad_CO[:, :1])  # an unused slot writes slot 0's value again
-    z_CV.scatter_(1, targets.ids_MK, grad_CK)
+    z_CV.scatter_(1, targets.ids, grad_CK)
     if sampled:
-        z_CV.scatter_add_(
-            1, targets.samples_MS, -(divergence_weight_C * share_C)[:, None].expand_as(targets.samples_MS)
-        )
+        z_CV.scatter_add_(1, targets.samples, -(divergence_weight_C * share_C)[:, None].expand_as(targets.samples))
     z_CV.scatter_add_(1, label_C[:, None], -ce_weight_C[:, None])
     return divergence_C, ce_C

@@ -1,7 +1,7 @@
 """What a method may use of an imported cache, which has one checkpoint and lacks what its source did not say.
 
 td, cd, sft             always; without a tail, forward KL is the usual one on the renormalised top k
-rkl, taid               where the tail is known: both compare the student's mass there with the teacher's
+rkl, taid, jsd          where the tail is known: both compare the student's mass there with the teacher's
 …+aw, …+hard-aw         where the loss of every sequence is: the true token is in the support at every position
 scd                     never: there is one checkpoint, and no probe to choose by
 aw_source = "crossfit"  never: the teacher cannot be fine-tuned again
@@ -11,7 +11,10 @@ import numpy as np
 
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheMismatchError
+from cache_builder.targets.divergences import DIVERGENCES
 from trainer.methods.methods import Method
+from trainer.methods.schedules import SCHEDULES
+from trainer.methods.weighting import WEIGHTINGS
 
 
 def check_method(cache: Cache, method: Method, aw_source: str) -> None:
@@ -24,14 +27,14 @@ def check_method(cache: Cache, method: Method, aw_source: str) -> None:
     if imported is None:
         return
     refused = f"cache {cache.url} was imported from {imported.format} rows, so `{method.name}` cannot be trained: "
-    if method.schedule == "scheduled":
+    if SCHEDULES[method.schedule].needs_probe:
         raise CacheMismatchError(f"{refused}it has one checkpoint and no probe to choose by; td is what is left of it")
-    if method.divergence in ("reverse_kl", "taid") and imported.tail == "none":
+    if method.divergence and DIVERGENCES[method.divergence].needs_tail and imported.tail == "none":
         raise CacheMismatchError(
             f"{refused}it compares the mass outside the top {cache.manifest.targets.top_k} tokens, which is not known; "
             "use td, or import rows whose log-probabilities are over the whole vocabulary with --tail complement"
         )
-    if method.weighting != "constant":
+    if WEIGHTINGS[method.weighting].adaptive:
         if aw_source == "crossfit":
             raise CacheMismatchError(f'{refused}its teacher is not there to be cross-fitted; use aw_source = "train"')
         check_losses(cache, refused)

@@ -1,12 +1,16 @@
-"""Which checkpoint teaches a stage. Pure: from numbers to a choice, its reasons and its margin.
+"""Which checkpoint teaches a stage: from numbers to a choice, its reasons and its margin.
 
+none        nobody
+best        the best checkpoint
+in-order    checkpoint i teaches stage i
+scheduled   j* = argmin_j of two terms, by the metric:
 kl      j* = argmin_j  mean_probe KL(p_best‖p_j) + mean_probe KL(q‖p_j)      §5.2; on the probe's shared ids ∪ {tail}
 risk    j* = argmin_j  R(p_j) + |R(q) − R(p_j)|                              §5.1; R = mean loss per position, nats
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -81,3 +85,41 @@ def best_checkpoint(checkpoints: Sequence[str], held_out: dict[str, float | None
             'or set distill.best to "last" or to a checkpoint\'s name'
         )
     return min(checkpoints, key=lambda name: (losses[name], -checkpoints.index(name)))
+
+
+class Evidence(Protocol):
+    """What a schedule may know at the start of a stage."""
+
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """The cache's complete checkpoints, oldest first."""
+
+    @property
+    def best(self) -> str:
+        """The best of them."""
+
+    def terms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Measure how far every checkpoint is from the best one, and from the student as it is now; nats a position."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One row of the table below."""
+
+    choose: Callable[[int, int, Evidence], StageChoice]
+    """From the stage, its first step and the evidence to the choice; called once per stage."""
+    needs_probe: bool = False
+    """Whether it compares checkpoints, so that an imported cache of one without a probe cannot serve it."""
+
+
+SCHEDULES = {
+    "none": Schedule(lambda stage, first_step, evidence: StageChoice(stage, first_step, None)),
+    "best": Schedule(lambda stage, first_step, evidence: StageChoice(stage, first_step, evidence.best)),
+    "in-order": Schedule(
+        lambda stage, first_step, evidence: StageChoice(stage, first_step, evidence.checkpoints[stage])
+    ),
+    "scheduled": Schedule(
+        lambda stage, first_step, evidence: choose(stage, first_step, *evidence.terms()), needs_probe=True
+    ),
+}
+"""By the name that a method's row gives."""

@@ -1,10 +1,10 @@
-"""How much a sequence leans to the teacher, and how far TAID has moved from student to teacher. All pure.
+"""How much a sequence leans to the teacher. All pure.
 
 aw        w = σ(log(L_S / L_T)) = L_S / (L_S + L_T)        §6; L_T of the stage's checkpoint, L_S of the student SFT
 hard aw   1 where w > ½ + δ, 0 where w < ½ − δ, else ½     Fig. 2
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,26 +34,19 @@ def hard_weights(weights_N: np.ndarray, delta: float) -> np.ndarray:
     return np.where(weights_N > 0.5 + delta, 1.0, np.where(weights_N < 0.5 - delta, 0.0, 0.5))
 
 
-@dataclass
-class TaidState:
-    """TAID's interpolation t between student (0) and teacher (1), as its authors' code moves it (arXiv 2501.16937).
+@dataclass(frozen=True)
+class Weighting:
+    """One row of the table below."""
 
-    rel = (previous − L) / (previous + 1e-15);  momentum = β·momentum + (1 − β)·rel
-    t = min(1, max(t₀ + (1 − t₀)·step/steps, t + α·σ(momentum)·(1 − t)))
-    """
+    weights: Callable[[np.ndarray, float], np.ndarray]
+    """From adaptive weights [N] and `distill.hard_aw_delta` to each sequence's weight of the teacher [N]."""
+    adaptive: bool = True
+    """Whether it needs the losses of student and teacher; else every sequence has the weight `distill.alpha`."""
 
-    t: float
-    momentum: float = 0.0
-    previous_loss: float | None = None
 
-    def update(
-        self, loss: float, step: int, total_steps: int, *, start: float, alpha: float = 5e-4, beta: float = 0.99
-    ) -> None:
-        """Move t after an optimizer step that had the reduced loss `loss` (nats)."""
-        linear = start + (1 - start) * step / total_steps
-        if self.previous_loss is not None:
-            relative = (self.previous_loss - loss) / (self.previous_loss + 1e-15)
-            self.momentum = beta * self.momentum + (1 - beta) * relative
-        adaptive = self.t + alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
-        self.t = min(1.0, max(linear, adaptive))
-        self.previous_loss = loss
+WEIGHTINGS = {
+    "constant": Weighting(lambda weights_N, delta: weights_N, adaptive=False),
+    "aw": Weighting(lambda weights_N, delta: weights_N),
+    "hard-aw": Weighting(hard_weights),
+}
+"""By the name that a method's row gives."""

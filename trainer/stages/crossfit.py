@@ -28,6 +28,7 @@ from cache_builder.errors import CacheMismatchError
 from cache_builder.steps import STARTED_FILE, finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.methods.methods import get_method
+from trainer.methods.weighting import WEIGHTINGS
 from trainer.processes import on_main_process
 from trainer.stages.sft import Role, fine_tune
 from trainer.stages.student_losses import load_on_device, losses_of, read_losses, write_losses
@@ -56,7 +57,7 @@ class SomeRows:
 
 def needs_crossfit(experiment: Experiment) -> bool:
     """Say whether a method of the experiment weighs by cross-fitted losses."""
-    weighted = any(get_method(name).weighting != "constant" for name in experiment.distill.methods)
+    weighted = any(WEIGHTINGS[get_method(name).weighting].adaptive for name in experiment.distill.methods)
     return weighted and experiment.distill.aw_source == "crossfit"
 
 

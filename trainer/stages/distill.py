@@ -5,6 +5,7 @@ for each stage:   probe the student ─▶ the schedule picks a checkpoint ─�
 distill/<method>/seed-<s>/   best/ last/ (models)   plan.json   log.json   losses.safetensors (on the training data)
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,17 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result, write_json
-from cache_builder.targets.sparse import SparseTargets, bucket_kl, retained_mass_at_least
-from trainer.config import Experiment, StudentConfig
+from cache_builder.targets.divergences import DIVERGENCES
+from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
+from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method
-from trainer.methods.schedules import StageChoice, best_checkpoint, choose, risk_terms
-from trainer.methods.weighting import adaptive_weights, hard_weights
-from trainer.stages.crossfit import read_aw_losses
+from trainer.methods.schedules import SCHEDULES, StageChoice, best_checkpoint, risk_terms
+from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
+from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.student_losses import student_sft_folder, write_losses
 
@@ -44,25 +46,25 @@ class DistillTrainer(SequenceTrainer):
         super().__init__(rows=rows, **loop)
 
     def choose_teacher(self, stage: int) -> StageChoice:
-        """Decide by the method's schedule; for `scheduled`, both terms for every checkpoint are kept."""
-        first_step = stage * self.steps_per_stage
-        if self.method.schedule == "none":
-            return StageChoice(stage, first_step, None)
-        if self.method.schedule == "best":
-            choice = StageChoice(stage, first_step, self.best)
-        elif self.method.schedule == "in-order":
-            choice = StageChoice(stage, first_step, self.cache.checkpoints[stage])
-        elif self.experiment.distill.schedule_metric == "risk":
-            choice = choose(stage, first_step, *self._risks())
-        else:
-            choice = choose(stage, first_step, *self._divergences())
-        assert choice.choice is not None
+        """Decide by the method's schedule."""
+        choice = SCHEDULES[self.method.schedule].choose(stage, stage * self.machine.steps_per_stage, self)
+        if choice.choice is None:
+            return choice
         self._log_weights(choice.choice)
         if self.settings.temperature > 1.0:
             self._warn_of_temperature(choice.choice)
         return choice
 
-    def _divergences(self) -> tuple[dict[str, float], dict[str, float]]:
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The cache's complete checkpoints, oldest first."""
+        return self.cache.checkpoints
+
+    def terms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return both terms of the schedule for every checkpoint, by the metric of the experiment."""
+        return METRICS[self.experiment.distill.schedule_metric](self)
+
+    def kl_terms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return KL(p_best‖p_j) and KL(q‖p_j) for every checkpoint j, means over the probe's positions."""
         student = self._probe_student()
         known = {
@@ -92,7 +94,7 @@ class DistillTrainer(SequenceTrainer):
             )
         return _outcomes(logp_PR, log_rest_P)
 
-    def _risks(self) -> tuple[dict[str, float], dict[str, float]]:
+    def risk_terms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return §5.1's terms, all three risks as mean loss per position on the training data."""
         positions = self.cache.corpus.n_positions
         risks = {name: float(self.cache.losses(name).sum()) / positions for name in self.cache.checkpoints}
@@ -106,8 +108,8 @@ class DistillTrainer(SequenceTrainer):
         names = ("aw_p10", "aw_p50", "aw_p90")
         quantiles = dict(zip(names, np.quantile(weights, (0.1, 0.5, 0.9)).tolist(), strict=True))
         mean = float(weights.mean())
-        self.log({"stage": float(len(self.progress.plan)), "aw_mean": mean, **quantiles})
-        if self.method.weighting != "constant" and not 0.1 <= mean <= 0.9:
+        self.log({"stage": float(len(self.saved.plan)), "aw_mean": mean, **quantiles})
+        if WEIGHTINGS[self.method.weighting].adaptive and not 0.1 <= mean <= 0.9:
             plain = "plain distillation" if mean > 0.5 else "plain fine-tuning"
             self._warn(
                 f"the mean weight of {teacher} is {mean:.3f}, outside [0.1, 0.9]: adaptive weighting has become "
@@ -122,17 +124,14 @@ class DistillTrainer(SequenceTrainer):
                 "tokens hold is not known"
             )
             return
-        chunks = map(SparseTargets.from_numpy, sampled_targets(self.cache, teacher))
+        temperature, top_k = self.settings.temperature, self.cache.manifest.targets.top_k
+        chunks = (targets.to_torch() for targets in sampled_targets(self.cache, teacher))
         kept = torch.cat(
-            [
-                retained_mass_at_least(chunk.logp_MK, chunk.log_tail_M, self.vocab_size, self.settings.temperature)
-                for chunk in chunks
-            ]
+            [retained_mass_at_least(chunk.logp, chunk.log_tail, self.vocab_size, temperature) for chunk in chunks]
         ).mean()
-        top_k = self.cache.manifest.targets.top_k
         self._warn(
-            f"distill.temperature = {self.settings.temperature:g}: the cache keeps the top {top_k} "
-            f"tokens, which at this temperature hold at least {kept:.1%} of {teacher}'s mass"
+            f"distill.temperature = {temperature:g}: the cache keeps the top {top_k} tokens, which at this temperature "
+            f"hold at least {kept:.1%} of {teacher}'s mass"
         )
 
     def _warn(self, message: str) -> None:
@@ -152,8 +151,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     check_method(cache, method, config.aw_source)
     best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
     start = _start(experiment)
-    weighted = method.weighting != "constant"
-    losses = read_aw_losses(experiment, cache) if weighted else None
+    losses = read_aw_losses(experiment, cache) if WEIGHTINGS[method.weighting].adaptive else None
     folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"
     inputs = {
         "method": vars(method),
@@ -171,12 +169,6 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     if stage_result(folder, inputs) is not None:
         return folder
 
-    def weights_of(checkpoint: str) -> np.ndarray:
-        if losses is None:
-            return np.full(len(cache.corpus), config.alpha)
-        weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), config.aw_sharpness)
-        return hard_weights(weights, config.hard_aw_delta) if method.weighting == "hard-aw" else weights
-
     model = load_student(start, seed)
     check_vocabulary(model, tokenizer, start.model)
     trainer = DistillTrainer(
@@ -186,7 +178,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         experiment=experiment,
         model=model,
         tokenizer=tokenizer,
-        rows=CachedRows(cache, tokenizer.pad_token_id, _remember(weights_of)),
+        rows=CachedRows(cache, tokenizer.pad_token_id, weigher(method, config, losses, len(cache.corpus))),
         validation=prepared.validation,
         settings=LoopSettings(
             config=config,
@@ -194,15 +186,14 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             seed=seed,
             stages=len(cache.checkpoints),
             epochs_per_stage=config.epochs_per_stage,
-            divergence=method.divergence or "forward_kl",
+            **divergence_settings(method, config),
             temperature=config.temperature,
-            taid_start=config.taid_start if method.divergence == "taid" else None,
         ),
         stream=RowStream(
             cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
         ),
     )
-    progress = trainer.run()
+    saved = trainer.run()
     final_losses = trainer.corpus_losses(cache.corpus)
     if trainer.is_world_process_zero():
         write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
@@ -212,14 +203,14 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             "checkpoints": list(cache.checkpoints),
             "best": best,
             "metric": config.schedule_metric,
-            "steps_per_stage": trainer.steps_per_stage,
-            "stages": [stage.to_json(config.schedule_metric) for stage in progress.plan],
+            "steps_per_stage": trainer.machine.steps_per_stage,
+            "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
         }
         write_json(folder / "plan.json", plan)
         merge_saved(folder, start, seed)
         trainer.drop_resume_state()
         finish_stage(
-            folder, {"steps": trainer.total_steps, "best_step": progress.best_step, "best_loss": progress.best_loss}
+            folder, {"steps": trainer.machine.total_steps, "best_step": saved.best_step, "best_loss": saved.best_loss}
         )
     trainer.accelerator.wait_for_everyone()
     return folder
@@ -261,13 +252,28 @@ def _outcomes(logp: np.ndarray, log_rest: np.ndarray) -> tuple[torch.Tensor, tor
     return torch.from_numpy(logp).double(), torch.from_numpy(log_rest).double()
 
 
-def _remember(weights_of: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
-    """Keep each checkpoint's weights once computed."""
-    known: dict[str, np.ndarray] = {}
+def weigher(
+    method: Method, config: DistillConfig, losses: AwLosses | None, sequences: int
+) -> Callable[[str], np.ndarray]:
+    """Return a function from a checkpoint to each sequence's weight of the divergence, f64 [n]; it remembers."""
 
-    def remembered(checkpoint: str) -> np.ndarray:
-        if checkpoint not in known:
-            known[checkpoint] = weights_of(checkpoint)
-        return known[checkpoint]
+    @functools.cache
+    def weights_of(checkpoint: str) -> np.ndarray:
+        if losses is None:
+            return np.full(sequences, config.alpha)
+        weights = adaptive_weights(losses.student_N, losses.teacher(checkpoint), config.aw_sharpness)
+        return WEIGHTINGS[method.weighting].weights(weights, config.hard_aw_delta)
 
-    return remembered
+    return weights_of
+
+
+def divergence_settings(method: Method, config: DistillConfig) -> dict[str, Any]:
+    """Return `divergence` and its `parameter` for the loop; without a divergence its weight is zero anyway."""
+    if method.divergence is None:
+        return {"divergence": "forward_kl", "parameter": None}
+    setting = DIVERGENCES[method.divergence].setting
+    return {"divergence": method.divergence, "parameter": None if setting is None else getattr(config, setting)}
+
+
+METRICS = {"kl": DistillTrainer.kl_terms, "risk": DistillTrainer.risk_terms}
+"""How a schedule's two terms are measured, by `distill.schedule_metric`."""

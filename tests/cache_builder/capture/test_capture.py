@@ -9,7 +9,7 @@ from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, pr
 from cache_builder.data.batching import Batch, collate
 from cache_builder.errors import ConfigError, ModelError
 from cache_builder.models.lm_head import hidden_states_at, verify_head
-from cache_builder.targets.sparse import tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
 from tests.support.batches_of_noise import VOCABULARY, dense_logp, make_batch, make_sequences, uniforms
 
 

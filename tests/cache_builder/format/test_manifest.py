@@ -14,9 +14,10 @@ from cache_builder.format.manifest import (
     seal,
     unseal,
 )
-from cache_builder.format.records import RecordLayout, Targets, decode_records, dequantise, encode_records, quantise
+from cache_builder.format.records import RecordLayout, decode_records, dequantise, encode_records, quantise
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
 from cache_builder.storage.local import LocalStore
+from cache_builder.targets.sparse import Targets
 
 VOCABULARY = 1 << 24
 

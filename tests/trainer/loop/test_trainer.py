@@ -148,7 +148,7 @@ def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.
             distill(experiment, "td", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "td" / "seed-0"
     newest = folder / "checkpoint-8"
-    (newest / "progress.json").unlink()
+    (newest / "train_state.json").unlink()
     (newest / "model.safetensors").write_bytes(b"half")
     assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
 
@@ -193,9 +193,9 @@ def test_loader_workers_change_nothing_and_every_batch_has_its_stages_teacher(
     checked = []
 
     def checking(self: DistillTrainer, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        stage = self.state.global_step // self.steps_per_stage
+        stage = self.state.global_step // self.machine.steps_per_stage
         expected = self.cache.read(self.cache.checkpoints[stage], inputs["rows_B"].tolist())
-        np.testing.assert_array_equal(inputs["targets"]["logp_MK"].numpy(), expected.logp)
+        np.testing.assert_array_equal(inputs["targets"].logp.numpy(), expected.logp)
         checked.append(stage)
         return compute_loss(self, model, inputs, *args, **options)
 
@@ -225,7 +225,7 @@ def test_a_non_finite_loss_stops_training_and_names_the_examples(toy: Any, monke
 
     def poisoned(self: CachedRows, items: Any) -> Any:
         batch = getitems(self, items)
-        batch["targets"]["logp_MK"][0, 0] = torch.nan
+        batch["targets"].logp[0, 0] = torch.nan
         return batch
 
     monkeypatch.setattr(CachedRows, "__getitems__", poisoned)

@@ -1,5 +1,6 @@
 """The fused loss against a plain float64 reference: probabilities, 1 − Σ, autograd; none of the kernel's formulas."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cache_builder.models import lm_head as head_module
 from cache_builder.models.lm_head import Head
-from cache_builder.targets.sparse import SparseTargets
+from cache_builder.targets.divergences import DIVERGENCES
+from cache_builder.targets.sparse import Targets
 from trainer.loss import fused as losses
-from trainer.loss.fused import distillation_loss
+from trainer.loss.fused import LossOutput, distillation_loss
+from trainer.loss.reference import PLAIN, reference_loss
 
 VOCABULARY, ROWS, HIDDEN, POSITIONS = 23, 25, 6, 7
-CASES = [("forward_kl", None), ("reverse_kl", None), ("taid", 0.0), ("taid", 0.3), ("taid", 1.0)]
+CASES = [
+    ("forward_kl", None),
+    ("reverse_kl", None),
+    ("taid", 0.0),
+    ("taid", 0.3),
+    ("taid", 1.0),
+    ("jsd", 0.2),
+    ("jsd", 0.9),
+]
 
 
 def make_problem(seed: int = 0, *, slots: int = 5, samples: int = 3, dtype: torch.dtype = torch.float64):
@@ -37,7 +48,7 @@ def make_problem(seed: int = 0, *, slots: int = 5, samples: int = 3, dtype: torc
     )
 
 
-def sparse(teacher: Tensor, slots: int, samples: int, generator: torch.Generator | None = None) -> SparseTargets:
+def sparse(teacher: Tensor, slots: int, samples: int, generator: torch.Generator | None = None) -> Targets:
     """Keep the top slots of dense log-probabilities, and draw from the rest."""
     logp, ids = teacher.topk(slots, dim=1)
     rest = teacher.exp().scatter(1, ids, 0.0)
@@ -45,51 +56,22 @@ def sparse(teacher: Tensor, slots: int, samples: int, generator: torch.Generator
     drawable = torch.where(empty[:, None], torch.zeros_like(rest).scatter_(1, ids[:, :1], 1.0), rest)
     drawn = torch.multinomial(drawable, samples, replacement=True, generator=generator) if samples else ids[:, :0]
     entropy = -(teacher.exp() * teacher).nan_to_num(0.0).sum(1)
-    return SparseTargets(ids, logp, drawn, rest.sum(1).log(), entropy)
+    return Targets(ids, logp, drawn, rest.sum(1).log(), logp[:, :1].sum(1), entropy)
 
 
-def reference(problem, divergence: str, t: float | None, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, KL [M] and CE [M] by the book, from whole rows of float64 probabilities; differentiable by autograd."""
-    logits = problem.hidden.double() @ problem.weight.double()[:VOCABULARY].T
-    if problem.head.bias_V is not None:
-        logits = logits + problem.head.bias_V.double()[:VOCABULARY]
-    logits = logits * problem.head.scale
-    if problem.head.softcap is not None:
-        logits = problem.head.softcap * torch.tanh(logits / problem.head.softcap)
-    q_dense = torch.softmax(logits, dim=1)
-    targets = problem.targets
-    kl = []
-    for m in range(len(logits)):
-        used = targets.logp_MK[m] > -torch.inf
-        ids = targets.ids_MK[m][used]
-        p_tail = targets.log_tail_M[m].double().exp()
-        if divergence == "forward_kl" and temperature == 1.0 and targets.samples_MS.shape[1]:
-            p_hat = torch.zeros(VOCABULARY, dtype=torch.float64)
-            p_hat[ids] = targets.logp_MK[m][used].double().exp()
-            for sample in targets.samples_MS[m]:
-                p_hat[sample] += p_tail / targets.samples_MS.shape[1]
-            kl.append(-(p_hat * q_dense[m].log()).sum() - targets.entropy_M[m])
-            continue
-        outside = torch.ones(VOCABULARY, dtype=torch.bool)
-        outside[ids] = False
-        p = torch.cat([targets.logp_MK[m][used].double().exp(), p_tail[None]])
-        q = torch.cat([q_dense[m][ids], q_dense[m][outside].sum()[None]])
-        if not outside.any():
-            p, q = p[:-1], q[:-1]
-        p, q = p ** (1 / temperature), q ** (1 / temperature)
-        p, q = p / p.sum(), q / q.sum()
-        if divergence == "forward_kl":
-            value = (torch.special.xlogy(p, p) - p * q.log()).sum()
-        elif divergence == "reverse_kl":
-            value = (q * (q.log() - p.log())).sum()
-        else:
-            mixed = q.detach() ** (1 - t) * p**t
-            pi = mixed / mixed.sum()
-            value = (torch.special.xlogy(pi, pi) - pi * q.log()).sum()
-        kl.append(value * temperature**2)
-    divergence_M = torch.stack(kl) if kl else torch.zeros(0, dtype=torch.float64)
-    ce_M = -q_dense.log().gather(1, problem.gold[:, None])[:, 0]
-    return (problem.divergence_weight * divergence_M + problem.ce_weight * ce_M).sum(), divergence_M, ce_M
+def reference(problem, divergence: str, t: float | None, temperature: float = 1.0) -> LossOutput:
+    """The same by the book."""
+    return reference_loss(
+        problem.hidden,
+        problem.head,
+        problem.targets,
+        problem.gold,
+        problem.divergence_weight,
+        problem.ce_weight,
+        divergence=divergence,
+        parameter=t,
+        temperature=temperature,
+    )
 
 
 def fused(problem, divergence: str = "forward_kl", t: float | None = None, **options):
@@ -101,7 +83,7 @@ def fused(problem, divergence: str = "forward_kl", t: float | None = None, **opt
         problem.divergence_weight,
         problem.ce_weight,
         divergence=divergence,
-        taid_t=t,
+        parameter=t,
         **options,
     )
 
@@ -122,6 +104,10 @@ def check_against_reference(problem, divergence: str, t: float | None, temperatu
         torch.testing.assert_close(grad.double(), expected_grad.double(), rtol=rtol, atol=atol)
 
 
+def test_every_divergence_has_its_textbook_form_and_a_case_here():
+    assert PLAIN.keys() == DIVERGENCES.keys() == {divergence for divergence, _ in CASES}
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("samples", [0, 3])
 @pytest.mark.parametrize(("divergence", "t"), CASES)
@@ -133,7 +119,7 @@ def test_value_and_gradients_are_those_of_float64_autograd(divergence, t, sample
 @pytest.mark.parametrize(("divergence", "t"), CASES)
 def test_with_the_whole_vocabulary_as_support_it_is_the_dense_divergence(divergence, t, temperature):
     problem = make_problem(slots=VOCABULARY, samples=3)
-    assert problem.targets.log_tail_M.isneginf().all()
+    assert problem.targets.log_tail.isneginf().all()
     z = problem.hidden @ problem.weight[:VOCABULARY].T
     q = torch.log_softmax(z / temperature, dim=1)
     p = torch.log_softmax(problem.teacher / temperature, dim=1)
@@ -142,6 +128,9 @@ def test_with_the_whole_vocabulary_as_support_it_is_the_dense_divergence(diverge
     if divergence == "reverse_kl":
         p, q = q, p
     dense = temperature**2 * (p.exp() * (p - q)).sum(1)
+    if divergence == "jsd":
+        m = (t * p.exp() + (1 - t) * q.exp()).log()
+        dense = temperature**2 * (t * p.exp() * (p - m) + (1 - t) * q.exp() * (q - m)).sum(1)
     output = fused(problem, divergence, t, temperature=temperature)
     torch.testing.assert_close(output.divergence_M, dense.detach())
     problem.ce_weight = torch.zeros(POSITIONS)
@@ -179,18 +168,12 @@ def test_forward_kl_with_one_sample_is_unbiased_for_the_full_kl_in_value_and_gra
     logq = torch.log_softmax(problem.hidden @ problem.weight[:VOCABULARY].T, dim=1)
     full_M = (problem.teacher.exp() * (problem.teacher - logq)).sum(1)
     full_grad = torch.autograd.grad((problem.divergence_weight * full_M).sum(), problem.hidden)[0]
-    tail = problem.teacher.exp().scatter(1, problem.targets.ids_MK, 0.0)
+    tail = problem.teacher.exp().scatter(1, problem.targets.ids, 0.0)
     tail = tail / tail.sum(1, keepdim=True)
     mean_kl_M, mean_grad = torch.zeros(POSITIONS, dtype=torch.float64), torch.zeros_like(full_grad)
     for token in range(VOCABULARY):  # every draw there is, by its probability; inside the support it has none
         probability_M = tail[:, token]
-        problem.targets = SparseTargets(
-            problem.targets.ids_MK,
-            problem.targets.logp_MK,
-            torch.full((POSITIONS, 1), token),
-            problem.targets.log_tail_M,
-            problem.targets.entropy_M,
-        )
+        problem.targets = replace(problem.targets, samples=torch.full((POSITIONS, 1), token))
         output = fused(problem)
         mean_kl_M += probability_M * output.divergence_M
         mean_grad += probability_M[:, None] * torch.autograd.grad(output.loss, problem.hidden)[0]
@@ -205,12 +188,10 @@ def test_an_unused_slot_changes_nothing(samples, divergence, t):
     plain = fused(problem, divergence, t)
     expected = torch.autograd.grad(plain.loss, [problem.hidden, problem.weight])
     targets = problem.targets
-    problem.targets = SparseTargets(
-        torch.cat([targets.ids_MK, targets.ids_MK[:, :1].expand(-1, 4)], dim=1),
-        torch.cat([targets.logp_MK, torch.full((POSITIONS, 4), -torch.inf)], dim=1),
-        targets.samples_MS,
-        targets.log_tail_M,
-        targets.entropy_M,
+    problem.targets = replace(
+        targets,
+        ids=torch.cat([targets.ids, targets.ids[:, :1].expand(-1, 4)], dim=1),
+        logp=torch.cat([targets.logp, torch.full((POSITIONS, 4), -torch.inf)], dim=1),
     )
     padded = fused(problem, divergence, t)
     torch.testing.assert_close(padded.divergence_M, plain.divergence_M)
@@ -222,11 +203,9 @@ def test_an_unused_slot_changes_nothing(samples, divergence, t):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_vanishing_teacher_tail_is_exact_and_finite(dtype, divergence, t, log_tail):
     problem = make_problem(slots=5, samples=2, dtype=dtype)
-    support = torch.log_softmax(problem.targets.logp_MK, dim=1)
+    support = torch.log_softmax(problem.targets.logp, dim=1)
     tail = torch.full((POSITIONS,), log_tail, dtype=torch.float64)
-    problem.targets = SparseTargets(
-        problem.targets.ids_MK, support, problem.targets.samples_MS, tail, -(support.exp() * support).sum(1)
-    )
+    problem.targets = replace(problem.targets, logp=support, log_tail=tail, entropy=-(support.exp() * support).sum(1))
     if log_tail == -torch.inf and divergence == "reverse_kl":  # infinite by the book: only finiteness is promised
         output = fused(problem, divergence, t)
         grads = torch.autograd.grad(output.loss, [problem.hidden, problem.weight])
@@ -245,17 +224,15 @@ def test_a_student_tail_of_a_millionth_millionth_is_exact_in_float32(samples, di
     with torch.no_grad():  # one direction of the hidden states lifts exactly the support, by 28 nats
         problem.hidden[:, 0] = 1.0
         problem.weight[:, 0] = 0.0
-        ids = problem.targets.ids_MK[0]
+        ids = problem.targets.ids[0]
         problem.weight[ids, 0] = 28.0
-    problem.targets = SparseTargets(
-        ids.expand(POSITIONS, -1).contiguous(),
-        problem.targets.logp_MK,
-        torch.full((POSITIONS, samples), next(token for token in range(VOCABULARY) if token not in ids)),
-        problem.targets.log_tail_M,
-        problem.targets.entropy_M,
+    problem.targets = replace(
+        problem.targets,
+        ids=ids.expand(POSITIONS, -1).contiguous(),
+        samples=torch.full((POSITIONS, samples), next(token for token in range(VOCABULARY) if token not in ids)),
     )
     q = torch.softmax(problem.hidden.double() @ problem.weight.double()[:VOCABULARY].T, dim=1)
-    outside = 1 - q.gather(1, problem.targets.ids_MK).sum(1)
+    outside = 1 - q.gather(1, problem.targets.ids).sum(1)
     assert outside.max() < 1e-9
     check_against_reference(problem, divergence, t, rtol=2e-5, atol=2e-5)
 
@@ -463,7 +440,7 @@ def test_nothing_larger_than_a_chunk_of_logits_or_the_head_is_ever_made(divergen
             ones,
             ones,
             divergence=divergence,
-            taid_t=t,
+            parameter=t,
             chunk_positions=chunk,
         ).loss.backward()
     assert largest.elements == chunk * vocabulary  # 4,000, twice the head's 2,000; [positions, vocabulary] is 48,000
@@ -471,7 +448,7 @@ def test_nothing_larger_than_a_chunk_of_logits_or_the_head_is_ever_made(divergen
 
 def test_a_t_without_taid_is_refused():
     problem = make_problem()
-    with pytest.raises(ValueError, match="taid_t"):
+    with pytest.raises(ValueError, match="parameter"):
         fused(problem, "forward_kl", 0.5)
-    with pytest.raises(ValueError, match="taid_t"):
+    with pytest.raises(ValueError, match="parameter"):
         fused(problem, "taid", None)

@@ -1,11 +1,11 @@
-"""Adaptive weights and TAID's t, against their definitions."""
+"""Adaptive weights, against their definitions."""
 
 import math
 
 import numpy as np
 import pytest
 
-from trainer.methods.weighting import TaidState, adaptive_weights, hard_weights
+from trainer.methods.weighting import adaptive_weights, hard_weights
 
 
 def test_the_weight_is_the_students_share_of_both_losses() -> None:
@@ -41,22 +41,3 @@ def test_a_negative_or_nan_loss_is_refused() -> None:
 def test_hard_weights_leave_a_band_undecided() -> None:
     weights = hard_weights(np.array([0.39, 0.4, 0.5, 0.6, 0.61]), 0.1)
     assert weights.tolist() == [0.0, 0.5, 0.5, 0.5, 1.0]
-
-
-def test_taids_t_follows_the_linear_floor_and_ends_at_one() -> None:
-    state, path = TaidState(0.4), []
-    for step in range(1, 101):
-        state.update(2.0, step, 100, start=0.4)
-        path.append(state.t)
-    assert path == sorted(path)
-    assert path[-1] == 1.0
-    assert all(t >= 0.4 + 0.6 * step / 100 for step, t in enumerate(path, start=1))
-
-
-def test_taids_first_two_updates_by_hand() -> None:
-    state = TaidState(0.4)
-    state.update(2.0, 0, 1000, start=0.4)
-    assert state.t == pytest.approx(0.4 + 5e-4 * 0.5 * 0.6)
-    state.update(1.0, 0, 1000, start=0.4)
-    assert state.momentum == pytest.approx(0.01 * 0.5)
-    assert state.t == pytest.approx(0.40015 + 5e-4 * (1 - 0.40015) / (1 + math.exp(-0.005)))

@@ -13,7 +13,8 @@ from cache_builder.capture.capture import capture
 from cache_builder.data.batching import Batch, collate
 from cache_builder.errors import MissingError, ModelError
 from cache_builder.models.lm_head import hidden_states_at, verify_head
-from cache_builder.targets.sparse import SparseTargets, tail_uniforms
+from cache_builder.targets.sampling import tail_uniforms
+from cache_builder.targets.sparse import Targets
 from tests.support.paths import ROOT
 from trainer.loss.fused import distillation_loss
 from trainer.planning.model_size import ModelSize, model_size
@@ -85,11 +86,12 @@ def test_a_capture_has_the_head_at_positions_only(positions: int) -> None:
 def test_a_distillation_step_has_three_times_the_operations_of_a_forward_pass() -> None:
     model, size = load(MODELS[1])
     at, m = batch(12), ROWS * 12
-    targets = SparseTargets(
+    targets = Targets(
         torch.arange(8).reshape(1, 8).repeat(m, 1),
         torch.log_softmax(torch.randn(m, 9), 1).sort(1, True).values[:, :8],
         torch.full((m, 2), 20),
         torch.full((m,), -3.0),
+        torch.full((m,), -1.0),
         torch.full((m,), 1.0),
     )
     weight_M = torch.full((m,), 0.5 / m)

@@ -17,7 +17,7 @@ from cache_builder.cache.info import retained_mass
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import expand
 from cache_builder.errors import UserError
-from cache_builder.targets.sparse import bucket_kl
+from cache_builder.targets.outcomes import bucket_kl
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from trainer.report.run.run_reader import Distilled, Run
 TRAINING_QUANTITIES = {
     "learning_rate": "learning rate, no unit",
     "grad_norm": "gradient norm, no unit",
-    "teacher_weight": "mean weight w, no unit",
+    "divergence_weight": "mean weight w, no unit",
+    "teacher_weight": "mean weight w, no unit",  # its name in runs of before
     "taid_t": "TAID's t, no unit",
     "kl": "divergence, nats",
     "ce": "cross-entropy, nats",

@@ -1,0 +1,41 @@
+"""Distributions over K + 1 outcomes: the K tokens of the support, and the tail as one.
+
+    u = (log p_1 … log p_K, log P)        P the mass of every token outside the support
+
+With the tail as an outcome each divergence (`divergences.py`) is a true one: never negative, zero with zero gradient at
+q = p, a lower bound of the one over the whole vocabulary, and equal to it where the support is the vocabulary.
+
+Shapes: M positions, K slots, O = K + 1 outcomes (the tail last). Log-probabilities are natural logs. An unused slot has
+log-probability −inf: an outcome that does not exist.
+"""
+
+import torch
+from torch import Tensor
+
+from cache_builder.targets.divergences import kl
+
+
+def outcomes(logp_MK: Tensor, log_tail_M: Tensor) -> Tensor:
+    """Join support and tail to log-probabilities [M, O] of the K+1 outcomes, normalised to float rounding."""
+    return torch.log_softmax(torch.cat([logp_MK, log_tail_M[:, None]], dim=1), dim=1)
+
+
+def temper(logp_MO: Tensor, temperature: float) -> Tensor:
+    """Raise K+1 outcomes to the power 1/T and normalise. The tail is tempered as the one outcome that it is."""
+    return logp_MO if temperature == 1.0 else torch.log_softmax(logp_MO / temperature, dim=1)
+
+
+def bucket_kl(logp_a_MK: Tensor, log_tail_a_M: Tensor, logp_b_MK: Tensor, log_tail_b_M: Tensor) -> Tensor:
+    """KL(a‖b) [M] of two distributions given on the same ids and the tail outside them, as on the probe."""
+    return kl(outcomes(logp_a_MK, log_tail_a_M), outcomes(logp_b_MK, log_tail_b_M))
+
+
+def retained_mass_at_least(logp_MK: Tensor, log_tail_M: Tensor, vocab_size: int, temperature: float) -> Tensor:
+    """Bound from below [M] the mass that the support would hold if the whole distribution were tempered; T ≥ 1.
+
+    A tail of mass P over n tokens holds most at temperature T when it is spread evenly: n^(1 − 1/T) · P^(1/T).
+    """
+    outside_M = vocab_size - (logp_MK > -torch.inf).sum(1)
+    log_tail_at_most_M = outside_M.log() * (1 - 1 / temperature) + log_tail_M / temperature
+    log_support_M = (logp_MK / temperature).logsumexp(1)
+    return torch.where(outside_M == 0, 1.0, torch.sigmoid(log_support_M - log_tail_at_most_M))
