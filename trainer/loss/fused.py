@@ -175,57 +175,68 @@ def _accumulate(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: b
 
 def _to_gradient(
     z_CV: Tensor,
-    targets: Targets,
+    targets: "Targets[Tensor]",
     label_C: Tensor,
     divergence_weight_C: Tensor,
     ce_weight_C: Tensor,
     kind: tuple[Divergence, float | None, float],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Replace logits in place by `scale` times the loss's gradient; return KL [C] and CE [C]."""
+    """Replace logits in place by `scale` times the loss's gradient; return the divergence [C] and CE [C]."""
     divergence, parameter, temperature = kind
+    slots, samples = targets.ids.shape[1], targets.samples.shape[1]
     used_CK = targets.logp > -torch.inf
-    slots = targets.ids.shape[1]
+    # Whatever is read of single logits is read first: from here on the same memory holds exp(z), then the gradient.
     z_label_C = z_CV.gather(1, label_C[:, None])[:, 0]
     z_support_CK = z_CV.gather(1, targets.ids).masked_fill_(~used_CK, -torch.inf)
     z_samples_CS = z_CV.gather(1, targets.samples)
 
+    # The tail's logsumexp from the tail alone: 1 − Σ over the support is off by 1 % where the tail is a billionth.
     z_CV.scatter_(1, targets.ids, -torch.inf)
     largest_C = z_CV.amax(1)
-    largest_C.masked_fill_(largest_C == -torch.inf, 0.0)  # the support is the whole vocabulary
+    largest_C.masked_fill_(largest_C == -torch.inf, 0.0)  # the support is the whole vocabulary; −inf − (−inf) is NaN
     sum_C = z_CV.sub_(largest_C[:, None]).exp_().sum(1)
-    lse_tail_C = largest_C + sum_C.log()
-    u_CO = torch.cat([z_support_CK, lse_tail_C[:, None]], dim=1)
+    u_CO = torch.cat([z_support_CK, (largest_C + sum_C.log())[:, None]], dim=1)
     top_C = u_CO.amax(1)  # shifting by it first keeps digits that the logits' size would cost
     u_CO -= top_C[:, None]
     log_sum_C = u_CO.logsumexp(1)
     u_CO -= log_sum_C[:, None]
-    q_CO = u_CO.exp()
     ce_C = log_sum_C - (z_label_C - top_C)
 
     logp_CO = outcomes(targets.logp, targets.log_tail)
-    sampled = divergence.samples and temperature == 1.0 and z_samples_CS.shape[1] > 0
+    sampled = divergence.samples and temperature == 1.0 and samples > 0
     if sampled:
-        p_CO = logp_CO.exp()
-        share_C = p_CO[:, slots] / z_samples_CS.shape[1]
-        cross_CO = torch.where(p_CO > 0, p_CO * u_CO, 0.0)[:, :slots]
-        divergence_C = (
-            -cross_CO.sum(1) - share_C * (z_samples_CS - top_C[:, None] - log_sum_C[:, None]).sum(1) - targets.entropy
-        )
-        grad_CO = torch.cat([q_CO[:, :slots] - p_CO[:, :slots], q_CO[:, slots:]], dim=1)
+        logq_samples_CS = z_samples_CS - top_C[:, None] - log_sum_C[:, None]
+        divergence_C, grad_CO, share_C = _sampled_kl(logp_CO, u_CO, logq_samples_CS, targets.entropy)
     else:
-        logp_CO, logq_CO = temper(logp_CO, temperature), temper(u_CO, temperature)
-        divergence_C, grad_CO = divergence(logp_CO, logq_CO, parameter)
-        divergence_C = divergence_C * temperature**2
-        grad_CO = grad_CO * temperature
+        # Both sides are tempered, or the gradient would not vanish where they agree: value · T², gradient · T.
+        divergence_C, grad_CO = divergence(temper(logp_CO, temperature), temper(u_CO, temperature), parameter)
+        divergence_C, grad_CO = divergence_C * temperature**2, grad_CO * temperature
 
+    # The weights, and the head's own scale, go into what is [C, O] so that no pass over [C, V] is spent on them.
     divergence_weight_C, ce_weight_C = divergence_weight_C * scale, ce_weight_C * scale
-    grad_CO = divergence_weight_C[:, None] * grad_CO + ce_weight_C[:, None] * q_CO
-    tail_C = torch.where(sum_C > 0, grad_CO[:, slots] / sum_C, 0.0)
-    z_CV.mul_(tail_C[:, None])
-    grad_CK = torch.where(used_CK, grad_CO[:, :slots], grad_CO[:, :1])  # an unused slot writes slot 0's value again
-    z_CV.scatter_(1, targets.ids, grad_CK)
-    if sampled:
+    grad_CO = divergence_weight_C[:, None] * grad_CO + ce_weight_C[:, None] * u_CO.exp()
+    # z holds exp(z − largest), so the tail's gradient · q(v | tail) is one multiplication by gradient / Σ. An empty
+    # tail has a gradient of zero, not 0 / 0.
+    z_CV.mul_(torch.where(sum_C > 0, grad_CO[:, slots] / sum_C, 0.0)[:, None])
+    # An unused slot repeats slot 0's id and must write its value: which of two writes stays is not defined.
+    z_CV.scatter_(1, targets.ids, torch.where(used_CK, grad_CO[:, :slots], grad_CO[:, :1]))
+    if sampled:  # added, not written: a token may be drawn several times
         z_CV.scatter_add_(1, targets.samples, -(divergence_weight_C * share_C)[:, None].expand_as(targets.samples))
     z_CV.scatter_add_(1, label_C[:, None], -ce_weight_C[:, None])
     return divergence_C, ce_C
+
+
+def _sampled_kl(
+    logp_CO: Tensor, logq_CO: Tensor, logq_samples_CS: Tensor, entropy_C: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward KL where each sample stands for a share of the tail: value [C], gradient [C, O], that share [C].
+
+    The gradient's tail is q alone: the samples' own − share is a matter of single tokens.
+    """
+    p_CO, q_CO = logp_CO.exp(), logq_CO.exp()
+    share_C = p_CO[:, -1] / logq_samples_CS.shape[1]
+    cross_CK = torch.where(p_CO > 0, p_CO * logq_CO, 0.0)[:, :-1]  # 0 · (−inf) would be NaN
+    # H(p) is that of the whole distribution, so the value is unbiased; at one position it may be negative.
+    value_C = -cross_CK.sum(1) - share_C * logq_samples_CS.sum(1) - entropy_C
+    return value_C, torch.cat([q_CO[:, :-1] - p_CO[:, :-1], q_CO[:, -1:]], dim=1), share_C
