@@ -84,6 +84,9 @@ class DataConfig(Section):
     """Use only this many training examples, a random part by `run.seed` (the demo: generate this many)."""
     test_examples: int | None = Field(None, gt=0)
     """Use only this many test examples, a random part by `run.seed` (the demo: generate this many)."""
+    ignore_keys: list[str] = []
+    """For `files`: keys of a row (`source`) or of its turns (`messages.time`) that are left out on purpose; any other
+    key that is not known is an error."""
 
 
 class TextConfig(Section):
@@ -91,6 +94,10 @@ class TextConfig(Section):
     """Tokens of a sequence at most; the prompt's middle is cut, never a completion."""
     chat_template: str | None = None
     """A Jinja chat template, or "plain"; the tokenizer's own unless given."""
+    train_on: Literal["all", "last"] = "all"
+    """Which assistant turns of a conversation are trained on, all or the last; `"train": false` excepts one."""
+    split_documents: bool = False
+    """Cut `text` rows longer than `max_length` into blocks; they are dropped, and counted, unless given."""
 
 
 class TokenizerConfig(Section):

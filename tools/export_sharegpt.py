@@ -16,15 +16,24 @@ import click
 from cache_builder.atomic import write_text
 from cache_builder.cli.options import takes_config
 from cache_builder.config import load_experiment
-from cache_builder.data.examples import Example, load_splits
-from cache_builder.errors import UserError
+from cache_builder.data.examples import Example, named
+from cache_builder.data.splits import load_splits
+from cache_builder.errors import DataError, UserError
 from trainer.config import Experiment
 
 SENDERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 def conversation(example: Example) -> dict[str, object]:
-    """Return one ShareGPT record; the fields that judging an answer needs are kept beside it."""
+    """Return one ShareGPT record; the fields that judging an answer needs are kept beside it.
+
+    Raises:
+        DataError: the example has something that ShareGPT has no place for.
+    """
+    used = {key for message in example["messages"] for key in message} | example.keys()
+    lost = used & {"tools", "tool_calls", "reasoning_content", "chat_template_kwargs", "train", "text", "tool_call_id"}
+    if lost or any(message["role"] not in SENDERS for message in example["messages"]):
+        raise DataError(f"{named(example)}: ShareGPT has no place for {', '.join(sorted(lost)) or 'a tool turn'}")
     record: dict[str, object] = {"id": example["id"], "task": example["task"]}
     record["conversations"] = [
         {"from": SENDERS[message["role"]], "value": message["content"]} for message in example["messages"]
@@ -52,12 +61,12 @@ def main(config: Path, output: Path, splits: tuple[str, ...], overrides: tuple[s
     try:
         experiment = load_experiment(Experiment, config, overrides)
         examples = load_splits(experiment.data, experiment.run.seed)
+        for split in splits:
+            for task, rows in export(examples[split], output / split).items():
+                click.echo(f"{output / split / task}.jsonl: {rows} rows")
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    for split in splits:
-        for task, rows in export(examples[split], output / split).items():
-            click.echo(f"{output / split / task}.jsonl: {rows} rows")
 
 
 if __name__ == "__main__":

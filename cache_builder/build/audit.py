@@ -17,8 +17,7 @@ from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.capture.teacher import Teacher, identify
 from cache_builder.config import CacheExperiment
 from cache_builder.data.batching import collate, plan_batches
-from cache_builder.data.chat import tokenizer_fingerprint
-from cache_builder.data.tokenizer import load_tokenizer
+from cache_builder.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models.lm_head import hidden_states_at, project
 from cache_builder.targets.outcomes import bucket_kl

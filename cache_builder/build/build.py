@@ -28,8 +28,9 @@ from cache_builder.cache.verify import take_back_damage
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order
 from cache_builder.capture.teacher import identify
 from cache_builder.config import CacheExperiment
-from cache_builder.data.chat import template_fingerprint, tokenizer_fingerprint
 from cache_builder.data.corpus import Corpus
+from cache_builder.data.rendering.templates import template_fingerprint
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
 from cache_builder.format.manifest import (
     FORMAT_NAME,

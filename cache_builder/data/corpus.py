@@ -4,28 +4,33 @@
     completion.u8    [tokens]   1 where the token belongs to a completion
     offsets.i64      [n+1, 2]   where each sequence's tokens and positions begin
     ids.u8, id_offsets.i64      the examples' ids
-    stage.json                  sizes, what was truncated or dropped, and the fingerprint; written last
+    stage.json                  sizes, what was truncated or dropped, each file's digest, the fingerprint; written last
 
 A position is a completion token with something before it to predict it from, so never a sequence's first token.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder.data.chat import Encoded, encode, template_fingerprint, tokenizer_fingerprint
+from cache_builder.config import TextConfig
+from cache_builder.data.chat import Encoded, encode, encode_text
+from cache_builder.data.digests import check_files, sha256_of
 from cache_builder.data.examples import Example
+from cache_builder.data.rendering.templates import template_fingerprint
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import DataError
 from cache_builder.positions import is_position
 from cache_builder.sequences import SampleIds
 from cache_builder.steps import finish_stage, finished_result, stage_result
 
 FINGERPRINT_VERSION = b"footsteps corpus 1"
+FILES = ("tokens.u32", "completion.u8", "offsets.i64", "ids.u8", "id_offsets.i64")
 
 
 class FileSampleIds(SampleIds):
@@ -42,9 +47,15 @@ class FileSampleIds(SampleIds):
 
 
 class Corpus:
-    """Sequences by row. `token_offsets` and `position_offsets` are i64 [n+1]; `fingerprint` names the content."""
+    """Sequences by row. `token_offsets` and `position_offsets` are i64 [n+1]; `fingerprint` names the content.
+
+    Raises:
+        CacheDamagedError: a file is missing or has other bytes than were written.
+    """
 
     def __init__(self, folder: Path, result: dict[str, Any]) -> None:
+        if "files" in result:
+            check_files(folder, result["files"], "the tokenised corpus", "remove the folder to make it again")
         self.folder = folder
         self.fingerprint: str = result["fingerprint"]
         self.tokenizer_fingerprint: str = result["tokenizer_fingerprint"]
@@ -82,8 +93,7 @@ def build_corpus(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
-    chat_template: str | None,
-    max_length: int,
+    text: TextConfig,
     inputs: dict[str, Any],
 ) -> Corpus:
     """Tokenise `examples` into `folder`, or reopen what is there if it was made from the same `inputs`.
@@ -94,20 +104,40 @@ def build_corpus(
     """
     identity = {
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "template_fingerprint": template_fingerprint(tokenizer, chat_template),
-        "max_length": max_length,
+        "template_fingerprint": template_fingerprint(tokenizer, text.chat_template),
+        "max_length": text.max_length,
     }
-    result = stage_result(folder, {**inputs, **identity})
+    # As a corpus made before there were these settings has none of them, the defaults are not recorded.
+    chosen = text.model_dump(include={"train_on", "split_documents"}, exclude_defaults=True)
+    result = stage_result(folder, {**inputs, **identity, **chosen})
     if result is None:
-        encoded = ((example["id"], encode(example, tokenizer, chat_template, max_length)) for example in examples)
-        result = {**store_sequences(encoded, folder), **identity}
+        result = {**store_sequences(encode_all(examples, tokenizer, text), folder), **identity}
         if not result["counts"]["sequences"]:
             raise DataError(
                 f"no example is left to use: {result['counts']['dropped']} were dropped because their completion does "
-                f"not fit text.max_length = {max_length} tokens"
+                f"not fit text.max_length = {text.max_length} tokens"
             )
         finish_stage(folder, result)
     return Corpus(folder, result)
+
+
+def encode_all(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, text: TextConfig
+) -> Iterator[tuple[str, Encoded | None]]:
+    """Yield each example's id and tokens, None where they do not fit; a text's blocks are `id`, `id#1`, `id#2`, …
+
+    Raises:
+        DataError: an example cannot be encoded; the message names it.
+    """
+    for example in examples:
+        if "text" not in example:
+            yield example["id"], encode(example, tokenizer, text.chat_template, text.max_length, text.train_on)
+            continue
+        blocks = encode_text(example, tokenizer, text.max_length, text.split_documents)
+        for number, block in enumerate(blocks):
+            yield f"{example['id']}#{number}" if number else example["id"], block
+        if not blocks:
+            yield example["id"], None
 
 
 def open_corpus(folder: Path) -> Corpus:
@@ -129,8 +159,7 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
     digest = hashlib.sha256(FINGERPRINT_VERSION)
     seen_ids: set[bytes] = set()
     id_bytes = 0
-    names = ("tokens.u32", "completion.u8", "offsets.i64", "ids.u8", "id_offsets.i64")
-    files: list[BinaryIO] = [(folder / name).open("wb") for name in names]
+    files: list[BinaryIO] = [(folder / name).open("wb") for name in FILES]
     try:
         tokens_file, completion_file, offsets_file, ids_file, id_offsets_file = files
         offsets_file.write(np.zeros(2, "<i8").tobytes())
@@ -165,4 +194,5 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
     finally:
         for file in files:
             file.close()
-    return {"fingerprint": digest.hexdigest(), "counts": counts}
+    digests = {name: sha256_of(folder / name) for name in FILES}
+    return {"fingerprint": digest.hexdigest(), "counts": counts, "files": digests}

@@ -3,19 +3,27 @@
 data ──▶ examples ──▶ [train a tokenizer]  ──▶ corpus/train, corpus/validation
 """
 
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder.config import CacheExperiment, expand
+from cache_builder.config import CacheExperiment
+from cache_builder.data.chat import encode_prompt
 from cache_builder.data.corpus import Corpus, build_corpus
-from cache_builder.data.examples import Split, load_splits
+from cache_builder.data.digests import content_digests
+from cache_builder.data.examples import Split
+from cache_builder.data.splits import data_files, load_splits
 from cache_builder.data.tokenizer import load_tokenizer, train_tokenizer
-from cache_builder.steps import finish_stage, stage_result
+from cache_builder.errors import CacheMismatchError
+from cache_builder.steps import STAGE_FILE, STARTED_FILE, finish_stage, finished_result, stage_result
 from cache_builder.storage.locks import folder_lock
 
-SPLITS = ("train", "validation", "test")
+OLDER_RECORD = "file_bytes"
+"""What a folder says of its data files that was made before their content was recorded: their sizes."""
 
 
 class Prepared:
@@ -24,47 +32,86 @@ class Prepared:
     def __init__(self, experiment: CacheExperiment) -> None:
         self.examples: dict[str, Split] = load_splits(experiment.data, experiment.run.seed)
         with folder_lock(experiment.output_dir):  # several processes of one run must not write one corpus
-            self.tokenizer = prepare_tokenizer(experiment, self.examples["train"])
-            self.train = self._corpus(experiment, "train")
-            self.validation = self._corpus(experiment, "validation") if len(self.examples["validation"]) else None
+            inputs = _data_inputs(experiment)
+            self.tokenizer = prepare_tokenizer(experiment, self.examples["train"], inputs)
+            if not (experiment.output_dir / "corpus" / "train" / STAGE_FILE).is_file():
+                self._check_test(experiment)
+            self.train = self._corpus(experiment, "train", inputs)
+            held_out = len(self.examples["validation"])
+            self.validation = self._corpus(experiment, "validation", inputs) if held_out else None
 
-    def _corpus(self, experiment: CacheExperiment, split: str) -> Corpus:
-        return build_corpus(
-            self.examples[split],
-            self.tokenizer,
-            experiment.output_dir / "corpus" / split,
-            chat_template=experiment.text.chat_template,
-            max_length=experiment.text.max_length,
-            inputs=_data_inputs(experiment),
-        )
+    def _corpus(self, experiment: CacheExperiment, split: str, inputs: dict[str, Any]) -> Corpus:
+        def build(folder: Path) -> Corpus:
+            return build_corpus(self.examples[split], self.tokenizer, folder, text=experiment.text, inputs=inputs)
+
+        folder = experiment.output_dir / "corpus" / split
+        _renew(folder, build)
+        return build(folder)
+
+    def _check_test(self, experiment: CacheExperiment) -> None:
+        """Read every test example before anything is trained: a damaged one would else be found hours later."""
+        for example in self.examples["test"]:
+            encode_prompt(example, self.tokenizer, experiment.text.chat_template, train_on=experiment.text.train_on)
 
 
-def prepare_tokenizer(experiment: CacheExperiment, train: Split) -> PreTrainedTokenizerBase:
-    """Load the experiment's tokenizer, or train it on the training text."""
+def prepare_tokenizer(experiment: CacheExperiment, train: Split, inputs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the experiment's tokenizer, or train it on the training text; `inputs` names the data."""
     size = experiment.tokenizer.train_vocab_size
     if size is None:
         return load_tokenizer(
             experiment.tokenizer.path or experiment.teacher.model, experiment.teacher.trust_remote_code
         )
     folder = experiment.output_dir / "tokenizer"
-    if stage_result(folder, {"train_vocab_size": size, **_data_inputs(experiment)}) is None:
-        texts = (message["content"] for example in train for message in example["messages"])
-        train_tokenizer(texts, size, folder)
+    started = folder / STARTED_FILE
+    if started.is_file() and OLDER_RECORD in json.loads(started.read_text(encoding="utf-8")):
+        return load_tokenizer(str(folder))  # whether the data is still the same shows when the corpus is made again
+    if stage_result(folder, {"train_vocab_size": size, **inputs}) is None:
+        train_tokenizer(_texts(train), size, folder)
         finish_stage(folder, {})
     return load_tokenizer(str(folder))
 
 
+def _texts(train: Split) -> Iterator[str]:
+    for example in train:
+        yield from (message["content"] for message in example["messages"])
+        yield from (message["reasoning_content"] for message in example["messages"] if "reasoning_content" in message)
+        if "text" in example:
+            yield example["text"]
+
+
 def _data_inputs(experiment: CacheExperiment) -> dict[str, Any]:
-    """Name the data: the settings that select it, and the sizes of the files that they name."""
+    """Name the data: the settings that select it, and the content of the files that they name."""
     data = experiment.data.model_dump(exclude_none=True)
-    locations = [data.get(name) for name in SPLITS]
-    locations += [rows.get(name) for rows in data.get("rows", {}).values() for name in SPLITS]
-    files = [Path(expand(location)) for location in locations if location]
-    inputs = {
-        "data": data,
-        "seed": experiment.run.seed,
-        "file_bytes": {str(path): path.stat().st_size for path in files if path.is_file()},
-    }
+    if not data["ignore_keys"]:
+        del data["ignore_keys"]  # folders made before there was this setting do not record it
+    inputs: dict[str, Any] = {"data": data, "seed": experiment.run.seed}
+    digests = content_digests(data_files(experiment.data), experiment.output_dir / "digests.json")
+    inputs |= {f"sha256 of {path}": digest for path, digest in digests.items()}
     if experiment.data.source == "files" and experiment.data.train_examples is not None:
         inputs["train_examples_taken"] = "at random by run.seed"  # a corpus without this key has a file's first rows
     return inputs
+
+
+def _renew(folder: Path, build: Callable[[Path], Corpus]) -> None:
+    """Make a corpus again that records only its data files' sizes, and keep it if it comes out the same.
+
+    Raises:
+        CacheMismatchError: it does not; so data or settings have changed since.
+    """
+    started = folder / STARTED_FILE
+    if not started.is_file() or OLDER_RECORD not in json.loads(started.read_text(encoding="utf-8")):
+        return
+    again = folder.with_name(f"{folder.name}.again")
+    shutil.rmtree(again, ignore_errors=True)
+    if (folder / STAGE_FILE).is_file():
+        was = finished_result(folder, "the corpus", "footsteps run CONFIG")["fingerprint"]
+        now = build(again).fingerprint
+        if now != was:
+            shutil.rmtree(again)
+            raise CacheMismatchError(
+                f"{folder} was made by an older version, which recorded only its data files' sizes, and made again it "
+                f"is another corpus: {was[:12]}… became {now[:12]}…; remove it, or choose another run.output_dir"
+            )
+    shutil.rmtree(folder)
+    if again.is_dir():
+        again.rename(folder)

@@ -4,6 +4,8 @@ location ─▶ resolve ─▶ (folder or hub id, revision) ─▶ a fast tokeni
 texts    ─▶ byte-level BPE ─▶ tokenizer.json ─▶ the same
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,3 +70,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreT
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 that changes when any id, merge, normaliser or special token does."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for changed_by_use in ("truncation", "padding"):
+        state.pop(changed_by_use, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([state, special], sort_keys=True).encode()).hexdigest()

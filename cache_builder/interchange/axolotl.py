@@ -20,7 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.data.chat import encode
-from cache_builder.data.examples import normalize
+from cache_builder.data.rows.shapes import normalize
 from cache_builder.errors import DataError
 from cache_builder.interchange.rows import FLOAT32_ROUNDOFF, SourceRow, Tail, check_tokens
 from cache_builder.interchange.tables import JSON_LINES, PARQUET, read_objects, source_files

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder.data.chat import Encoded, tokenizer_fingerprint
+from cache_builder.data.chat import Encoded
 from cache_builder.data.corpus import Corpus, store_sequences
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, DataError
 from cache_builder.interchange.rows import SourceRow, Tail, targets_of
 from cache_builder.interchange.tables import count_rows

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
 from cache_builder.config import CacheConfig
-from cache_builder.data.chat import tokenizer_fingerprint
 from cache_builder.data.corpus import Corpus
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, ConfigError
 from cache_builder.format.manifest import (
     FORMAT_NAME,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.build.build import build_cache
-from cache_builder.config import CacheExperiment
+from cache_builder.config import CacheExperiment, TextConfig
 from cache_builder.data.corpus import Corpus, build_corpus, open_corpus
 from cache_builder.data.tokenizer import load_tokenizer
 from tests.support.toys import color_examples
@@ -87,10 +87,9 @@ def make_teaching(
     for seed, name in enumerate(("step-1", "step-2")):
         make_model(seed=seed, hidden_size=16).save_pretrained(folder / name)
     examples = color_examples(sequences + 5)
+    text = TextConfig(chat_template="plain", max_length=64)
     for split, chosen in (("train", examples[:sequences]), ("validation", examples[sequences:])):
-        build_corpus(
-            chosen, tokenizer, folder / "corpus" / split, chat_template="plain", max_length=64, inputs={"split": split}
-        )
+        build_corpus(chosen, tokenizer, folder / "corpus" / split, text=text, inputs={"split": split})
     return Teaching(folder)
 
 

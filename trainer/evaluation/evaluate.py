@@ -160,7 +160,9 @@ def _evaluate_task(
     gold = [task.gold(example) for example in examples]
     max_new_tokens = task.max_new_tokens or settings.max_new_tokens
     prompt_tokens = _prompt_limit(model, text.max_length, max_new_tokens)
-    prompts = [encode_prompt(example, tokenizer, text.chat_template, prompt_tokens) for example in examples]
+    prompts = [
+        encode_prompt(example, tokenizer, text.chat_template, prompt_tokens, text.train_on) for example in examples
+    ]
     if (task.method or settings.method) == "likelihood":
         labels = [task.labels(example) for example in examples]
         outputs = likeliest(
@@ -168,8 +170,7 @@ def _evaluate_task(
             tokenizer,
             examples,
             labels,
-            chat_template=text.chat_template,
-            max_length=text.max_length,
+            text=text,
             advance=advance,
         )
         parsed: list[Answer | None] = list(outputs.texts)
@@ -178,7 +179,7 @@ def _evaluate_task(
             model,
             tokenizer,
             prompts,
-            stop_ids=find_stop_ids(model, tokenizer, examples[0], text.chat_template),
+            stop_ids=find_stop_ids(model, tokenizer, examples[0], text),
             max_new_tokens=max_new_tokens,
             batch_size=settings.batch_size,
             advance=advance,

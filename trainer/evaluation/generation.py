@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode
 from cache_builder.data.examples import Example
 
@@ -81,10 +82,10 @@ def with_answer(example: Example, answer: str) -> Example:
 
 
 def find_stop_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example, chat_template: str | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example, text: TextConfig
 ) -> list[int]:
     """Return the tokens that end an answer: the last of a training completion, and every eos of tokenizer and model."""
-    encoded = encode(example, tokenizer, chat_template, max_length=2**31)
+    encoded = encode(example, tokenizer, text.chat_template, max_length=2**31, train_on=text.train_on)
     assert encoded is not None
     ids = {encoded.input_ids[max(np.flatnonzero(encoded.completion))]}
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None

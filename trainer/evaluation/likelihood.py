@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_builder.capture.capture import gold_logp, sequence_losses
+from cache_builder.config import TextConfig
 from cache_builder.data.batching import collate, plan_batches
 from cache_builder.data.chat import encode
 from cache_builder.data.examples import Example
@@ -39,8 +40,7 @@ def likeliest(
     examples: Sequence[Example],
     labels: Sequence[Sequence[str]],
     *,
-    chat_template: str | None,
-    max_length: int,
+    text: TextConfig,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Outputs:
     """Return the choice of each row with the highest probability, its end of turn included; ties go to the first.
@@ -48,15 +48,19 @@ def likeliest(
     The tokens counted are those of the chosen answers, as if they had been written.
 
     Raises:
-        DataError: a choice does not fit `max_length`.
+        DataError: a choice does not fit `text.max_length`.
         ModelError: the model gives a choice no finite probability.
     """
     sequences: list[tuple[list[int], list[int]]] = []
     for example, choices in zip(examples, labels, strict=True):
         for choice in choices:
-            encoded = encode(with_answer(example, choice), tokenizer, chat_template, max_length)
+            encoded = encode(
+                with_answer(example, choice), tokenizer, text.chat_template, text.max_length, text.train_on
+            )
             if encoded is None:
-                raise DataError(f"example {example['id']!r}: the choice {choice!r} does not fit {max_length} tokens")
+                raise DataError(
+                    f"example {example['id']!r}: the choice {choice!r} does not fit {text.max_length} tokens"
+                )
             start = _last_turn(encoded.completion)
             sequences.append((encoded.input_ids[:start], encoded.input_ids[start:]))
     owner = np.repeat(np.arange(len(labels)), [len(choices) for choices in labels])

@@ -18,7 +18,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from cache_builder.config import Section
-from cache_builder.data.examples import Example
+from cache_builder.data.examples import Example, named
 from cache_builder.errors import ConfigError, DataError
 from trainer.evaluation.answers import Answer, ParserName, labels_of, parse
 from trainer.evaluation.metrics import EntityMetric, MetricName
@@ -91,6 +91,8 @@ class Task:
         Raises:
             DataError: it is not one of the row's choices, or not a list where entities are asked for.
         """
+        if "text" in example:
+            raise DataError(f"task {self.name!r}: {named(example)} is a `text`, which has no answer to judge")
         answer: Answer | None = example.get("answer")
         if answer is None:
             answer = example["messages"][-1]["content"].strip()
@@ -100,9 +102,7 @@ class Task:
         if answer is None or (labels and answer not in labels):
             expected = f"one of {labels}" if labels else "a list literal such as ['a', 'b']"
             got = example.get("answer", example["messages"][-1]["content"])
-            raise DataError(
-                f"task {self.name!r}, example {example['id']!r}: expected {expected} as the answer, got {got!r}"
-            )
+            raise DataError(f"task {self.name!r}, {named(example)}: expected {expected} as the answer, got {got!r}")
         return answer
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cache_builder.data.corpus import Corpus, open_corpus
-from cache_builder.data.examples import Split, load_splits
+from cache_builder.data.examples import Split
+from cache_builder.data.splits import load_splits
 from cache_builder.errors import ConfigError, MissingError, UserError
 from trainer.config import Experiment
 
@@ -101,9 +102,10 @@ def _estimated(split: Split, max_length: int) -> tuple[int, int]:
     """Return (tokens, positions) at four bytes a token."""
     tokens = positions = 0
     for example in split:
-        counts = {True: 0, False: 0}
+        counts = {True: len(example.get("text", "").encode()) // BYTES_PER_TOKEN, False: 0}
         for message in example["messages"]:
-            counts[message["role"] == "assistant"] += len(message["content"].encode()) // BYTES_PER_TOKEN + 1
+            written = f"{message.get('reasoning_content', '')}{message['content']}"
+            counts[message["role"] == "assistant"] += len(written.encode()) // BYTES_PER_TOKEN + 1
         tokens += min(max_length, sum(counts.values()))
         positions += min(max_length, counts[True])
     return tokens, positions

@@ -18,8 +18,9 @@ from cache_builder.cache.info import sampled_targets
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import probe_logp
 from cache_builder.data.batching import collate, plan_batches
-from cache_builder.data.chat import template_fingerprint, tokenizer_fingerprint
 from cache_builder.data.prepare import Prepared
+from cache_builder.data.rendering.templates import template_fingerprint
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result, write_json

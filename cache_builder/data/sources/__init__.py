@@ -1,4 +1,6 @@
-"""Known data sets, one module each with `load(config, seed) -> {"train", "validation", "test"}` of examples.
+"""Known data sets, one module each.
+
+    load(config, seed) -> {"train", "validation", "test"} of examples        files(config) -> what it reads
 
 A benchmark's files are counted when they are read: a damaged or partial one is refused by name, because a score on part
 of a test set looks like any other score.

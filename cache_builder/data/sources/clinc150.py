@@ -22,6 +22,11 @@ PARTS = {
 INTENTS = 150
 
 
+def files(config: DataConfig) -> list[Path]:
+    """Return the one file that is read."""
+    return [benchmark_folder(config) / "data" / "data_full.json"]
+
+
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     """Read the official split, out-of-scope utterances included.
 
@@ -30,7 +35,7 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
         DataError: the file is damaged or partial.
     """
     chosen_tasks(config, TASKS)
-    path = benchmark_folder(config) / "data" / "data_full.json"
+    (path,) = files(config)
     content = read_json(path)
     rows = {part: _rows(path, content, part) for parts in PARTS.values() for part, _ in parts}
     intents = sorted({label for _, label in rows["train"]})

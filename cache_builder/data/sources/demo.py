@@ -12,6 +12,7 @@ large model that trains for long learns the rules and then the mistakes; a small
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from cache_builder.config import DataConfig
 from cache_builder.data.examples import Example
@@ -57,6 +58,11 @@ class Note:
         findings = " , ".join(f"{status} {finding}" for finding, status in self.findings.items())
         kidneys = "weak" if self.weak_kidneys else "fine"
         return f"{self.patient} . {findings} . kidneys {kidneys} . takes {self.drug} ."
+
+
+def files(config: DataConfig) -> list[Path]:
+    """Return no file: the examples are generated."""
+    return []
 
 
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:

@@ -67,6 +67,13 @@ OFFICIAL = {
 TASKS = tuple(dict.fromkeys([*POOLS, *OFFICIAL]))
 
 
+def files(config: DataConfig) -> list[Path]:
+    """Return the pools and the official sets that are there."""
+    folder = benchmark_folder(config) / "datasets"
+    known = [folder / file.name for file in (*POOLS.values(), *OFFICIAL.values())]
+    return [path for path in known if path.is_file()]
+
+
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     """Read the chosen tasks and split them as `data.split_by` says.
 

@@ -20,6 +20,12 @@ COUNTS = {"yes": 276, "no": 169, "maybe": 55}
 INSTRUCTION = "Answer the question from the abstract with yes, no or maybe."
 
 
+def files(config: DataConfig) -> list[Path]:
+    """Return the papers and the test set's labels."""
+    folder = benchmark_folder(config) / "data"
+    return [folder / "ori_pqal.json", folder / "test_ground_truth.json"]
+
+
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     """Read the official split.
 
@@ -28,22 +34,21 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
         DataError: a file is damaged or partial.
     """
     chosen_tasks(config, TASKS)
-    folder = benchmark_folder(config) / "data"
-    papers = _mapping(folder / "ori_pqal.json")
-    truth = _mapping(folder / "test_ground_truth.json")
-    check_counts(folder / "test_ground_truth.json", "test labels", map(str, truth.values()), COUNTS)
-    examples = {pmid: _example(folder / "ori_pqal.json", pmid, paper) for pmid, paper in papers.items()}
+    papers_file, truth_file = files(config)
+    papers, truth = _mapping(papers_file), _mapping(truth_file)
+    check_counts(truth_file, "test labels", map(str, truth.values()), COUNTS)
+    examples = {pmid: _example(papers_file, pmid, paper) for pmid, paper in papers.items()}
     splits = {
         "train": [example for pmid, example in examples.items() if pmid not in truth],
         "validation": [],
         "test": [example for pmid, example in examples.items() if pmid in truth],
     }
     for split in ("train", "test"):
-        check_counts(folder / "ori_pqal.json", f"{split} papers", map(_answer, splits[split]), COUNTS)
+        check_counts(papers_file, f"{split} papers", map(_answer, splits[split]), COUNTS)
     differing = [example["id"] for example in splits["test"] if truth[example["id"]] != _answer(example)]
     if differing:
         raise DataError(
-            f"{folder}: ori_pqal.json and test_ground_truth.json disagree on {len(differing)} papers, "
+            f"{papers_file.parent}: ori_pqal.json and test_ground_truth.json disagree on {len(differing)} papers, "
             f"the first is {differing[0]}; get both files again"
         )
     return limited(splits, config, seed)

@@ -13,14 +13,22 @@ How answers are judged follows from the rows, or is said in `[tasks.triage]`.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cache_builder.config import DataConfig, RowsConfig, expand
-from cache_builder.data.examples import Example, open_table
+from cache_builder.data.examples import Example
+from cache_builder.data.rows.tables import matches, open_table
 from cache_builder.data.sources import chosen_tasks, limited, turns
 from cache_builder.errors import ConfigError, DataError
 
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+def files(config: DataConfig) -> list[Path]:
+    """Return the files of every task's tables, patterns resolved."""
+    locations = [getattr(rows, split) for rows in config.rows.values() for split in ("train", "validation", "test")]
+    return [path for location in locations if location is not None for path in matches(expand(location))]
 
 
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
@@ -39,10 +47,11 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
             location = getattr(config.rows[task], split)
             if location is not None:
                 table = open_table(expand(location), f"data.rows.{task}.{split}", split)
-                where = f"data.rows.{task}.{split} {location}"
                 examples += [
-                    _example(f"{task}-{split}-{index}", task, row, config.rows[task], f"{where}, row {index}")
-                    for index, row in enumerate(table)
+                    _example(
+                        f"{task}-{split}-{index}", task, row, config.rows[task], f"data.rows.{task}.{split} {where}"
+                    )
+                    for index, (where, row) in enumerate(table)
                 ]
     return limited(splits, config, seed)
 
@@ -57,6 +66,7 @@ def _example(name: str, task: str, row: Mapping[str, Any], rows: RowsConfig, whe
         "id": name,
         "task": task,
         "messages": turns(_filled(rows.prompt, row, where), text, system),
+        "where": where,
     }
     if isinstance(answer, list):
         example["answer"] = answer

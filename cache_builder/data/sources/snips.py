@@ -32,6 +32,12 @@ ENCODINGS = ("utf-8", "latin-1")
 """train_PlayMusic_full.json is published in latin-1, the other files in UTF-8."""
 
 
+def files(config: DataConfig) -> list[Path]:
+    """Return each intent's training and validation file."""
+    folder = _folder(config)
+    return [folder / intent / name for intent in INTENTS for name in _names(intent)]
+
+
 def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     """Read the training files, and the validation files as the test set; held-out examples come from the former.
 
@@ -40,14 +46,10 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
         DataError: a file is damaged or partial.
     """
     tasks = chosen_tasks(config, TASKS)
-    folder = benchmark_folder(config)
-    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    folder = _folder(config)
     splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for intent in INTENTS:
-        for split, file, counts in (
-            ("train", f"train_{intent}_full.json", TRAIN_COUNTS),
-            ("test", f"validate_{intent}.json", TEST_COUNTS),
-        ):
+        for split, file, counts in zip(("train", "test"), _names(intent), (TRAIN_COUNTS, TEST_COUNTS), strict=True):
             path = folder / intent / file
             utterances = _utterances(path, intent)
             check_counts(path, "utterances", [intent] * len(utterances), {intent: counts[intent]})
@@ -55,6 +57,15 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
                 for task in tasks:
                     splits[split].append(_example(f"{split}-{intent}-{row:04d}-{task}", task, intent, pieces))
     return limited(splits, config, seed)
+
+
+def _folder(config: DataConfig) -> Path:
+    folder = benchmark_folder(config)
+    return folder / FOLDER if (folder / FOLDER).is_dir() else folder
+
+
+def _names(intent: str) -> tuple[str, str]:
+    return f"train_{intent}_full.json", f"validate_{intent}.json"
 
 
 def _utterances(path: Path, intent: str) -> list[list[tuple[str, str | None]]]:

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
+from cache_builder.config import TextConfig
 from cache_builder.data.corpus import build_corpus
 from cache_builder.errors import (
     CacheBusyError,
@@ -301,7 +302,11 @@ def test_another_corpus_tokenizer_template_or_teacher_is_refused_by_name(
     experiment, tokenizer = teaching.experiment(built), teaching.tokenizer
     corpus, held_out, checkpoints = teaching.corpus, teaching.held_out, teaching.checkpoints
     other = build_corpus(
-        color_examples(119), tokenizer, tmp_path / "other", chat_template="plain", max_length=64, inputs={}
+        color_examples(119),
+        tokenizer,
+        tmp_path / "other",
+        text=TextConfig(chat_template="plain", max_length=64),
+        inputs={},
     )
     with pytest.raises(CacheMismatchError, match=r"corpus\.fingerprint"):
         build_cache(experiment, other, tokenizer, checkpoints, held_out)

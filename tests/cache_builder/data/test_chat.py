@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder.data.chat import PLAIN_TEMPLATE, encode, encode_prompt, resolve_template, tokenizer_fingerprint
+from cache_builder.data.chat import encode, encode_prompt
 from cache_builder.data.examples import Example
+from cache_builder.data.rendering.templates import PLAIN_TEMPLATE, resolve_template
+from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import DataError
 
 CHAT = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cache_builder.config import DataConfig
-from cache_builder.data.examples import load_splits
+from cache_builder.data.splits import load_splits
 from cache_builder.errors import ConfigError, DataError, MissingError
 from trainer.evaluation.tasks import TaskConfig, resolve_tasks
 
@@ -60,11 +60,11 @@ def test_several_tasks_are_read_and_can_be_chosen(notes: dict[str, object]) -> N
 
 
 def test_what_does_not_fit_is_refused_with_its_place(notes: dict[str, object], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"row 0 has no column 'text', which .* names; it has note, department"):
+    with pytest.raises(ConfigError, match=r"notes\.csv, line 2 has no column 'text', which .* names; it has note, dep"):
         load_splits(config({"triage": {**notes, "prompt": "{text}"}}), 0)
     with pytest.raises(MissingError, match=r"data\.rows\.triage\.train .*nowhere\.csv: no such file"):
         load_splits(config({"triage": {**notes, "train": str(tmp_path / "nowhere.csv")}}), 0)
     with pytest.raises(ConfigError, match=r"no section \[data\.rows\.NAME\]"):
         load_splits(config({}), 0)
-    with pytest.raises(DataError, match=r"data\.rows\.triage\.train .*, row 0: the answer is empty"):
+    with pytest.raises(DataError, match=r"data\.rows\.triage\.train .*, line 2: the answer is empty"):
         load_splits(config({"triage": {**notes, "answer": " "}}), 0)

@@ -9,8 +9,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.config import DataConfig, TextConfig
-from cache_builder.data.examples import Example, load_splits
+from cache_builder.data.examples import Example
 from cache_builder.data.sources import turns
+from cache_builder.data.splits import load_splits
 from tests.support.paths import ROOT
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.baselines import ahead, baseline_answers, score

@@ -127,7 +127,7 @@ def test_an_end_of_turn_that_is_not_eos_stops_too(make_model: MakeModel, tokeniz
     template = (
         "{% for message in messages %}{{ message.content }}{{ '<|pad|>' if message.role == 'assistant' }}{% endfor %}"
     )
-    assert find_stop_ids(make_model(), tokenizer, color_examples(1)[0], template) == [0, 1]
+    assert find_stop_ids(make_model(), tokenizer, color_examples(1)[0], TextConfig(chat_template=template)) == [0, 1]
 
 
 def test_every_prediction_and_the_counts_are_kept(
@@ -185,7 +185,7 @@ def test_likelihood_judges_the_last_turn_only(make_model: MakeModel, tokenizer: 
     example: Example = {**second, "messages": [*first["messages"], *second["messages"]]}
     done: list[int] = []
     outputs = likeliest(
-        make_model(), tokenizer, [example, second], [COLORS, COLORS[:2]], chat_template="plain", max_length=96,
+        make_model(), tokenizer, [example, second], [COLORS, COLORS[:2]], text=PLAIN,
         advance=done.append,
     )  # fmt: skip
     chosen = [encode(with_answer(second, color), tokenizer, "plain", 96) for color in outputs.texts]
@@ -240,7 +240,7 @@ def test_a_model_that_says_nan_is_refused_by_the_example(
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=color_examples(1)[0]["id"]):
-        likeliest(model, tokenizer, color_examples(1), [COLORS], chat_template="plain", max_length=96)
+        likeliest(model, tokenizer, color_examples(1), [COLORS], text=PLAIN)
 
 
 def test_a_judged_model_is_left_as_it_was(

@@ -1,4 +1,4 @@
-"""Every known shape and file format becomes the same example; every other is refused by its row."""
+"""Every file format becomes the same examples, and what is held out is never trained on."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from cache_builder.config import DataConfig
-from cache_builder.data.examples import load_splits, normalize
 from cache_builder.data.prepare import Prepared
+from cache_builder.data.splits import load_splits
 from cache_builder.errors import CacheMismatchError, DataError, MissingError
 from tests.support.toys import load_toy, write_toy
 
@@ -20,45 +20,6 @@ MESSAGES = [{"role": "user", "content": "red?"}, {"role": "assistant", "content"
 def write_jsonl(path: Path, rows: list[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": MESSAGES},
-        {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "green"}]},
-        {"prompt": "red?", "completion": "green"},
-        {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
-    ],
-)
-def test_every_shape_becomes_the_same_messages(row: dict[str, Any]) -> None:
-    assert normalize(row, "x-0", "row 0")["messages"] == MESSAGES
-
-
-def test_sharegpts_system_turn_is_kept() -> None:
-    row = {"conversations": [{"from": "system", "value": "be brief"}, {"from": "human", "value": "red?"}]}
-    assert normalize(row, "x-0", "row 0")["messages"][0] == {"role": "system", "content": "be brief"}
-
-
-def test_id_task_answer_choices_and_group_are_kept() -> None:
-    row = {"id": 7, "task": "ner", "messages": MESSAGES, "answer": ["a", "b"], "choices": ["a"], "group": "doc"}
-    example = normalize(row, "x-0", "row 0")
-    assert (example["id"], example["task"], example["answer"], example["group"]) == ("7", "ner", ["a", "b"], "doc")
-
-
-@pytest.mark.parametrize(
-    ("row", "named"),
-    [
-        ({"text": "red? green"}, "expected `messages`"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "'robot'"),
-        ({"messages": [{"role": "user", "content": None}]}, "NoneType"),
-        ({"messages": "red?"}, "list of turns"),
-    ],
-)
-def test_an_unknown_shape_is_refused_by_its_row(row: dict[str, Any], named: str) -> None:
-    with pytest.raises(DataError, match=r"train\.jsonl, row 3") as refused:
-        normalize(row, "x-3", "train.jsonl, row 3")
-    assert named in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -99,8 +60,11 @@ def test_an_empty_file_and_a_missing_one_are_refused_by_name(tmp_path: Path) -> 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"messages": [\n')
-    with pytest.raises(DataError, match=r"broken\.jsonl"):
-        load_splits(DataConfig(train=str(tmp_path / "broken.jsonl")), 0)
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 1: expected one JSON object per line"):
+        list(load_splits(DataConfig(train=str(tmp_path / "broken.jsonl")), 0)["train"])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"broken\.parquet: expected a Parquet file"):
+        load_splits(DataConfig(train=str(tmp_path / "broken.parquet")), 0)
 
 
 def test_a_path_with_an_unset_variable_says_so() -> None:

@@ -1,0 +1,106 @@
+"""An experiment's examples by split: read from files, or made by a known source.
+
+data.train, data.validation, data.test ──▶ tables ──▶ examples, normalised when they are read
+data.source = "demo", "rows", …        ──▶ the source's `load`
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from cache_builder.config import DataConfig, expand
+from cache_builder.data.examples import Example, Split, Subset, random_part
+from cache_builder.data.rows.shapes import normalize
+from cache_builder.data.rows.tables import CsvRows, Joined, Table, matches, open_table
+from cache_builder.data.sources import clinc150, demo, jmed_llm, pubmedqa, rows, snips
+from cache_builder.errors import DataError
+
+SOURCES = {
+    "rows": rows,
+    "demo": demo,
+    "pubmedqa": pubmedqa,
+    "jmed-llm": jmed_llm,
+    "clinc150": clinc150,
+    "snips": snips,
+}
+SPLITS = ("train", "validation", "test")
+
+
+def load_splits(config: DataConfig, seed: int) -> dict[str, Split]:
+    """Return the "train", "validation" and "test" examples; a split that there is none of is empty.
+
+    Raises:
+        DataError: there is no training example, or a row is not of a known shape.
+        MissingError: a file or folder is not there.
+    """
+    splits = _load_files(config, seed) if config.source == "files" else dict(SOURCES[config.source].load(config, seed))
+    if not len(splits["train"]):
+        raise DataError(f"the training data of {_named(config)} is empty; at least one example is needed")
+    if not len(splits["validation"]) and config.validation_fraction > 0 and len(splits["train"]) > 1:
+        splits["train"], splits["validation"] = _hold_out(splits["train"], config.validation_fraction, seed)
+    return splits
+
+
+def data_files(config: DataConfig) -> list[Path]:
+    """Return every file that the examples are read from, patterns resolved; hub data sets have none."""
+    if config.source == "files":
+        locations = [getattr(config, split) for split in SPLITS]
+        return [path for location in locations if location for path in matches(expand(location))]
+    return SOURCES[config.source].files(config)
+
+
+class TableExamples(Sequence[Example]):
+    """The rows of a table, normalised when they are read; an empty cell of a CSV file is a key that is not there."""
+
+    def __init__(self, table: Table, name: str, ignored: frozenset[str] = frozenset()) -> None:
+        self.table, self.name, self.ignored = table, name, ignored
+        first = table.tables[0] if isinstance(table, Joined) else table
+        self.cells_are_text = isinstance(first, CsvRows)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Example]:
+        for index, (where, row) in enumerate(self.table):
+            yield self._example(index, where, row)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Subset: ...
+    def __getitem__(self, index: int | slice) -> Example | Subset:
+        if isinstance(index, slice):
+            return Subset(self, np.arange(len(self))[index])
+        return self._example(index, *self.table[range(len(self))[index]])
+
+    def _example(self, index: int, where: str, row: dict[str, object]) -> Example:
+        if self.cells_are_text:
+            row = {key: cell for key, cell in row.items() if cell != ""}
+        return normalize(row, f"{self.name}-{index}", where, self.ignored)
+
+
+def _load_files(config: DataConfig, seed: int) -> dict[str, Split]:
+    if config.train is None:
+        raise DataError('data.train is not given; name a file or a hub id, or choose a source such as "demo"')
+    splits: dict[str, Split] = {}
+    limits = {"train": config.train_examples, "validation": None, "test": config.test_examples}
+    ignored = frozenset(config.ignore_keys)
+    for split, limit in limits.items():
+        location = getattr(config, split)
+        rows: Split = []
+        if location:
+            rows = TableExamples(open_table(expand(location), f"data.{split}", split), split, ignored)
+        splits[split] = random_part(rows, limit, seed)
+    return splits
+
+
+def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    shuffled = np.random.default_rng([seed, 0x5011]).permutation(len(train))
+    held_out = max(1, round(fraction * len(train)))
+    return Subset(train, np.sort(shuffled[held_out:])), Subset(train, np.sort(shuffled[:held_out]))
+
+
+def _named(config: DataConfig) -> str:
+    return f"data.train {config.train}" if config.source == "files" else f"source {config.source!r}"
