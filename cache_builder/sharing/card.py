@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from cache_builder.format.manifest import CheckpointGroup, Manifest, sha256
+from cache_builder.sharing.markdown import markdown_line
 
 CARD = "README.md"
 _PLAIN_URL = re.compile(r"[a-z0-9]+://[A-Za-z0-9._/@+-]+")
@@ -42,9 +43,3 @@ def is_ours(card: bytes) -> bool:
     """Say whether a card is as this program wrote it."""
     found = _SEAL.fullmatch(card)
     return found is not None and sha256(found[1]) == found[2].decode()
-
-
-def markdown_line(value: object) -> Markup:
-    """Return a value as one line of Markdown: no HTML, no markup, no line break and no table cell's end is in it."""
-    text = str(escape(" ".join(str(value).split())))
-    return Markup(re.sub(r"[|`*_\[\]~\\]", lambda found: f"&#{ord(found[0])};", text))

@@ -17,9 +17,9 @@ from cache_builder.models.loading import load_model
 from trainer.config import Experiment
 from trainer.loop.callbacks import StageCallback
 from trainer.loop.order import RowStream
+from trainer.losses_file import read_losses
 from trainer.methods.weighting import adaptive_weights
 from trainer.stages.distill import distill
-from trainer.stages.student_losses import read_losses
 
 PLAIN_STEPS = (
     "distill.optim='sgd'",
@@ -46,7 +46,9 @@ def without_dropout(experiment: Experiment) -> None:
 def plain_loss(experiment: Experiment, cache: Cache, rows: list[int], teacher: str, vocab_size: int) -> float:
     """Mean over sequences of w · mean KL(p̂‖q) + (1 − w) · mean CE, one sequence at a time in float64."""
     model = load_model(experiment.student, 0, str(experiment.output_dir / "student" / "best")).double()
-    student_loss = read_losses(experiment.output_dir / "losses" / "student.safetensors", cache)
+    student_loss = read_losses(
+        experiment.output_dir / "losses" / "student.safetensors", cache.fingerprint, len(cache.corpus)
+    )
     weights = adaptive_weights(student_loss, cache.losses(teacher))
     total = 0.0
     for row in rows:

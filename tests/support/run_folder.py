@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from safetensors.numpy import save_file
 
+from cache_builder.cache.reader import open_cache
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
 from cache_builder.data.corpus import FileSampleIds
 from cache_builder.format.manifest import (
@@ -23,6 +23,7 @@ from cache_builder.format.manifest import (
 from cache_builder.format.records import quantise
 from cache_builder.storage.open import open_store
 from cache_builder.targets.sparse import Targets
+from trainer.losses_file import write_losses
 
 CHECKPOINTS = ("checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-400")
 METHODS = ("sft", "td", "taid", "scd+aw")
@@ -61,13 +62,16 @@ def make_run(
             {"step": 400, "train_runtime": 42.0, "train_steps_per_second": 9.5, "peak_memory_mib": 812.5},
         ]
         write_json(folder / model / "log.json", log)
-    write_losses(folder / "losses" / "student.safetensors", teacher_N * generator.lognormal(0.3, 0.5, SEQUENCES))
+    fingerprint = open_cache(str(folder / "cache")).fingerprint
+    student_N = teacher_N * generator.lognormal(0.3, 0.5, SEQUENCES)
+    write_losses(folder / "losses" / "student.safetensors", student_N, fingerprint)
     write_evaluation(folder, "teacher", None, None, None, tasks, 0.80, generator)
     write_evaluation(folder, "student_sft", None, None, None, tasks, 0.62, generator)
     for index, method in enumerate(methods):
         for seed in seeds:
             distilled = folder / "distill" / method / f"seed-{seed}"
-            write_losses(distilled / "losses.safetensors", teacher_N * generator.lognormal(0.1, 0.4, SEQUENCES))
+            final_N = teacher_N * generator.lognormal(0.1, 0.4, SEQUENCES)
+            write_losses(distilled / "losses.safetensors", final_N, fingerprint)
             write_json(distilled / "plan.json", plan_of(method, seed, generator))
             write_json(distilled / "log.json", log_of(method, generator))
             for which in ("best", "last"):
@@ -236,11 +240,6 @@ def write_evaluation(
         },
     )
     (target / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_losses(path: Path, losses_N: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"loss": np.asarray(losses_N, np.float64)}, path, metadata={"cache": "fingerprint"})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from cache_builder.build.costs import read_costs
 from trainer.config import TrainingConfig
 from trainer.planning.model_size import ModelSize
 from trainer.planning.plan import FORWARD, TRAINING, Plan
-from trainer.report.run.run_files import entries_of, read_json
+from trainer.report.run.run_files import read_json, read_log
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def measured_rates(plan: Plan) -> dict[str, Rate]:
 
 def _sequences(log: Path, config: TrainingConfig) -> float | None:
     """Return the sequences per second of one process of a finished training."""
-    entries = entries_of(read_json(log, [], ""))
+    entries = read_log(log, [], "")
     started = read_json(log.with_name("inputs.json"), [], "")
     try:
         last = next(entry for entry in reversed(entries) if "train_samples_per_second" in entry)

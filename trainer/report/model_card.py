@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from cache_builder.atomic import write_text
 from cache_builder.errors import MissingError
 from cache_builder.models.adapters import ADAPTER_FILE
 from cache_builder.models.loading import is_model_folder
+from cache_builder.sharing.markdown import markdown_line
+from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
 from trainer.report.run.run_files import setting
-from trainer.report.run.run_reader import STUDENT_SFT, TEACHER, Evaluation, Run, read_run
+from trainer.report.run.run_reader import read_run
 
 CARD = "README.md"
 DISTILL_SETTINGS = ("epochs_per_stage", "learning_rate", "init", "temperature")
@@ -64,7 +65,7 @@ def write_model_card(folder: Path, run: Run) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["line"] = table_cell
+    environment.filters["line"] = markdown_line
     evaluation = run.evaluation(model)
     text = environment.get_template("model_card.md.jinja").render(
         run=run,
@@ -82,12 +83,6 @@ def write_model_card(folder: Path, run: Run) -> Path:
     path = folder / CARD
     write_text(path, text)
     return path
-
-
-def table_cell(value: object) -> Markup:
-    """Return a value as a cell of a Markdown table: no HTML, no line break and no end of the cell comes from it."""
-    text = str(escape(" ".join(str(value).split())))
-    return Markup(text.replace("|", "&#124;").replace("`", "&#96;"))
 
 
 def _metrics(evaluation: Evaluation | None, references: Sequence[Evaluation | None]) -> list[dict[str, Any]]:

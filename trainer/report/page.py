@@ -7,7 +7,6 @@ Content-Security-Policy allows no script but the page's own.
 """
 
 import base64
-import csv
 import hashlib
 import math
 import os
@@ -18,13 +17,14 @@ from pathlib import Path
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cache_builder.atomic import new_file, write_bytes
+from cache_builder.atomic import write_bytes
 from cache_builder.errors import MissingError
-from trainer.report.parts import DataTable, size
+from trainer.report.parts import size
 from trainer.report.results import result_table
 from trainer.report.run.run_reader import read_run
 from trainer.report.sections.overview import report_of
 from trainer.report.sections.runs import runs_part
+from trainer.report.tables import write_csv, write_tables
 from trainer.report.terminal import TerminalTable
 
 SHOWN_ROWS = 200
@@ -58,8 +58,10 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
         for section in report.sections:
             for figure in section.plots:
                 write_bytes(output_dir / f"{prefix}{slugify(figure.plot.name)}.png", figure.plot.png)
-        for table in [*report.tables, *(table for section in report.sections for table in section.tables)]:
+        tables = [*report.tables, *(table for section in report.sections for table in section.tables)]
+        for table in tables:
             write_csv(output_dir / f"{prefix}{slugify(table.name)}.csv", table)
+        write_tables(output_dir / f"{prefix}tables.json", tables)
     if together is not None:
         for figure in together.figures:
             write_bytes(output_dir / f"{slugify(figure.plot.name)}.png", figure.plot.png)
@@ -93,14 +95,6 @@ def write_page(path: Path, template: str, **values: object) -> None:
         **values,
     )
     write_bytes(path, page.encode())
-
-
-def write_csv(path: Path, table: DataTable) -> None:
-    """Write a table's rows under its columns' names; None is an empty cell, numbers keep all their digits."""
-    with new_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(["" if value is None else value for value in row] for row in table.rows)
 
 
 def number(value: object) -> str:

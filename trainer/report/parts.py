@@ -9,21 +9,10 @@ from typing import TypeVar
 
 from trainer.report.plots.style import Plot
 from trainer.report.results import ResultTable
-from trainer.report.run.run_reader import Distilled
+from trainer.report.run.records import Distilled
+from trainer.report.tables import DataTable
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """Numbers as a CSV file and, where `shown`, as a table of the page; None is an empty cell."""
-
-    name: str
-    title: str
-    columns: list[str]
-    rows: list[list[object]]
-    shown: bool = True
-    unfolded: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from trainer.evaluation.statistics import mean_and_std, paired_bootstrap
-from trainer.report.run.run_reader import STUDENT_SFT, TEACHER, Evaluation, Run
+from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
 
 BOOTSTRAP_SAMPLES = 4000
 SIGNIFICANCE = 0.05

@@ -27,11 +27,12 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError
 from cache_builder.steps import STARTED_FILE, finish_stage, stage_result
 from trainer.config import Experiment
+from trainer.losses_file import read_losses, write_losses
 from trainer.methods.methods import get_method
 from trainer.methods.weighting import WEIGHTINGS
 from trainer.processes import on_main_process
 from trainer.stages.sft import Role, fine_tune
-from trainer.stages.student_losses import load_on_device, losses_of, read_losses, write_losses
+from trainer.stages.student_losses import load_on_device, losses_of
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,17 @@ def read_aw_losses(experiment: Experiment, cache: Cache) -> AwLosses:
     Raises:
         MissingError: they have not been computed.
         CacheMismatchError: they were computed for another cache.
+        CacheDamagedError: a file of them is damaged.
     """
+
+    def losses(path: Path) -> np.ndarray:
+        return read_losses(path, cache.fingerprint, cache.manifest.corpus.sequences)
+
     if experiment.distill.aw_source == "train":
-        return AwLosses(read_losses(experiment.output_dir / "losses" / "student.safetensors", cache), cache.losses)
-    student_N = read_losses(_losses_file(experiment, "student", "student"), cache)
+        return AwLosses(losses(experiment.output_dir / "losses" / "student.safetensors"), cache.losses)
+    student_N = losses(_losses_file(experiment, "student", "student"))
     if isinstance(experiment.teacher.checkpoints, int):
-        return AwLosses(student_N, lambda name: read_losses(_losses_file(experiment, "teacher", name), cache))
+        return AwLosses(student_N, lambda name: losses(_losses_file(experiment, "teacher", name)))
     return AwLosses(student_N, cache.losses)
 
 

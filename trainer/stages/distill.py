@@ -30,13 +30,14 @@ from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
+from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method
 from trainer.methods.schedules import SCHEDULES, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
-from trainer.stages.student_losses import student_sft_folder, write_losses
+from trainer.stages.student_losses import student_sft_folder
 
 
 class DistillTrainer(SequenceTrainer):

@@ -6,20 +6,18 @@ losses/student.safetensors    "loss" f64 [n], nats per sequence; its metadata qu
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
-from cache_builder.atomic import new_file
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.config import ModelConfig
-from cache_builder.errors import CacheMismatchError, MissingError
+from cache_builder.errors import MissingError
 from cache_builder.models.loading import is_model_folder, load_model, weights_fingerprint
 from cache_builder.models.placement import place
 from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment
+from trainer.losses_file import write_losses
 from trainer.processes import on_main_process
 
 
@@ -61,32 +59,6 @@ def losses_of(model: PreTrainedModel, corpus: Sequences, vocab_size: int, pad_id
         batch_tokens=batch_tokens,
         description="losses on the training data",
     )
-
-
-def write_losses(path: Path, losses: np.ndarray, cache_fingerprint: str) -> None:
-    """Write per-sequence losses, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as part:
-        save_file({"loss": losses.astype(np.float64)}, part, metadata={"cache_fingerprint": cache_fingerprint})
-
-
-def read_losses(path: Path, cache: Cache) -> np.ndarray:
-    """Read per-sequence losses, f64 [n].
-
-    Raises:
-        MissingError: the file is not there.
-        CacheMismatchError: they were computed for another cache.
-    """
-    if not path.is_file():
-        raise MissingError(f"per-sequence losses {path} are not there; run `footsteps losses CONFIG` first")
-    with safe_open(path, framework="numpy") as file:
-        quoted = (file.metadata() or {}).get("cache_fingerprint")
-        if quoted != cache.fingerprint:
-            raise CacheMismatchError(
-                f"{path} belongs to the cache {str(quoted)[:12]}…, {cache.url} is {cache.fingerprint[:12]}…; "
-                "run `footsteps losses CONFIG` again"
-            )
-        return file.get_tensor("loss")
 
 
 def load_on_device(config: ModelConfig, seed: int) -> PreTrainedModel:

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
 
-from trainer.report.page import write_csv, write_page
-from trainer.report.parts import DataTable, Figured
+from trainer.report.page import write_page
+from trainer.report.parts import Figured
 from trainer.report.plots.style import INK, MUTED, PAPER, STUDENT, TEACHER, grid_of, is_narrow, render
+from trainer.report.tables import DataTable, Record, write_csv
 from trainer.toy.toy import MODELS, READINGS, ToyResult, train_toy
 
 NAMES = {
@@ -81,13 +82,18 @@ def summary(result: ToyResult) -> dict[str, dict[str, tuple[float, float]]]:
 
 def per_seed(result: ToyResult) -> DataTable:
     """Return one line per reading and seed."""
-    rows: list[list[object]] = [
-        [reading, seed, int(result.teacher_steps[reading][seed]), float(result.mean_weight[reading][seed])]
-        + [float(result.accuracy[reading][name][seed]) for name in MODELS]
+    rows: list[Record] = [
+        {
+            "labels": reading,
+            "seed": seed,
+            "teacher steps": int(result.teacher_steps[reading][seed]),
+            "mean w": float(result.mean_weight[reading][seed]),
+            **{name: float(result.accuracy[reading][name][seed]) for name in MODELS},
+        }
         for reading in READINGS
         for seed in range(len(result.teacher_steps[reading]))
     ]
-    return DataTable("toy", "Every seed", ["labels", "seed", "teacher steps", "mean w", *MODELS], rows)
+    return DataTable("toy", "Every seed", rows)
 
 
 def draw_regions(result: ToyResult, width: float) -> Figure:

@@ -35,7 +35,7 @@ from cache_builder.format.manifest import (
     seal,
     unseal,
 )
-from cache_builder.sharing.card import is_ours, markdown_line, write_card
+from cache_builder.sharing.card import is_ours, write_card
 from cache_builder.sharing.copy_plan import plan_copy
 from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage.base import Store
@@ -320,7 +320,6 @@ def test_nothing_in_a_card_comes_out_of_a_cache_as_markup(source: Path) -> None:
     assert "<script" not in card and "<img" not in card and "[x]" not in card and "\n# b" not in card
     assert "pull hf://datasets/me/x_y cache" in card
     assert "```\n# x" not in write_card("s3://b/`\n```\n# x", cache.manifest, [group]).decode()
-    assert markdown_line("a|b\n*c*") == "a&#124;b &#42;c&#42;"
 
 
 def test_passwords_in_an_address_are_in_no_file_and_no_message(source: Path, tmp_path: Path) -> None:

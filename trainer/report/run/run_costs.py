@@ -7,9 +7,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from cache_builder.build.costs import BuildCost
+from trainer.report.run.run_files import UNUSABLE, first_line
 
 LIVE_FILE = "live_teacher.json"
 
@@ -107,6 +108,17 @@ def read_live(folder: Path) -> list[LiveTeacher]:
     return LiveTeachers.model_validate_json((folder / LIVE_FILE).read_bytes()).measurements
 
 
+def live_or_missing(folder: Path, missing: list[str]) -> list[LiveTeacher]:
+    """Return what was measured with live teachers; nothing where it was not, or cannot be read."""
+    if not (folder / LIVE_FILE).is_file():
+        return []
+    try:
+        return read_live(folder)
+    except UNUSABLE as error:
+        missing.append(f"{LIVE_FILE} cannot be used: {first_line(error)}")
+        return []
+
+
 def build_costs(notes: Sequence[BuildCost], cache: str, checkpoints: Sequence[str]) -> dict[str, CheckpointCost]:
     """Sum the notes of one cache by checkpoint, in the cache's order; checkpoints without a note are left out."""
     found: dict[str, CheckpointCost] = {}
@@ -123,11 +135,3 @@ def build_costs(notes: Sequence[BuildCost], cache: str, checkpoints: Sequence[st
                 devices=tuple(dict.fromkeys(note.device for note in ours)),
             )
     return found
-
-
-def first_line(error: Exception) -> str:
-    """Say what is wrong with a file in one line."""
-    if isinstance(error, ValidationError):
-        details = error.errors()[0]
-        return f"{'.'.join(map(str, details['loc'])) or 'the file'}: {details['msg']}"
-    return str(error).splitlines()[0]

@@ -7,12 +7,13 @@ live        tools/live_teacher.py, where it was run                       -> liv
 
 from typing import Any
 
-from trainer.report.parts import DataTable, Figured, Section, absent, extended
+from trainer.report.parts import Figured, Section, absent, extended
 from trainer.report.plots import costs as plots_costs
 from trainer.report.plots.style import render
 from trainer.report.results import LABELS
-from trainer.report.run.run_costs import LiveTeacher
-from trainer.report.run.run_reader import Run
+from trainer.report.run.records import Run
+from trainer.report.run.run_costs import CheckpointCost, LiveTeacher
+from trainer.report.tables import DataTable, Record
 
 BUILD = "cache, all checkpoints"
 
@@ -76,50 +77,51 @@ def _stage_seconds(run: Run) -> dict[str, list[float]]:
 
 
 def _times(run: Run) -> DataTable:
-    rows: list[list[object]] = []
+    rows: list[Record] = []
     for name, seed, last, model in _trainings(run):
         evaluation = run.evaluation(model)
         rows.append(
-            [
-                name,
-                seed,
-                last.get("step"),
-                last["train_runtime"],
-                last.get("train_steps_per_second"),
-                last.get("peak_memory_mib"),
-                evaluation.seconds if evaluation else None,
-            ]
+            {
+                "model": name,
+                "seed": seed,
+                "steps": last.get("step"),
+                "training, seconds": last["train_runtime"],
+                "steps per second": last.get("train_steps_per_second"),
+                "peak memory, MiB": last.get("peak_memory_mib"),
+                "answering the test set, seconds": evaluation.seconds if evaluation else None,
+            }
         )
-    columns = ["model", "seed", "steps", "training, seconds", "steps per second", "peak memory, MiB"]
-    columns.append("answering the test set, seconds")
-    return DataTable("times", "Time and memory of each training", columns, rows, unfolded=True)
+    return DataTable("times", "Time and memory of each training", rows, unfolded=True)
 
 
 def _build_table(run: Run) -> DataTable:
     costs = list(run.build_costs.values())
-    rows: list[list[object]] = [
-        [
-            cost.checkpoint,
-            cost.builders,
-            cost.unfinished,
-            cost.positions,
-            cost.seconds,
-            cost.positions / cost.seconds if cost.seconds else None,
-            cost.peak_memory_mib,
-            ", ".join(cost.devices),
-        ]
+    if len(costs) > 1:
+        costs.append(
+            CheckpointCost(
+                checkpoint="in total",
+                builders=sum(cost.builders for cost in costs),
+                unfinished=sum(cost.unfinished for cost in costs),
+                positions=sum(cost.positions for cost in costs),
+                seconds=sum(cost.seconds for cost in costs),
+                peak_memory_mib=max(cost.peak_memory_mib for cost in costs),
+                devices=tuple(dict.fromkeys(device for cost in costs for device in cost.devices)),
+            )
+        )
+    rows: list[Record] = [
+        {
+            "checkpoint": cost.checkpoint,
+            "builders": cost.builders,
+            "stopped early": cost.unfinished,
+            "positions captured": cost.positions,
+            "seconds": cost.seconds,
+            "positions per second": cost.positions / cost.seconds if cost.seconds else None,
+            "peak memory, MiB": cost.peak_memory_mib,
+            "device": ", ".join(cost.devices),
+        }
         for cost in costs
     ]
-    if len(costs) > 1:
-        positions, seconds = sum(cost.positions for cost in costs), sum(cost.seconds for cost in costs)
-        devices = dict.fromkeys(device for cost in costs for device in cost.devices)
-        builders, unfinished = (sum(getattr(cost, name) for cost in costs) for name in ("builders", "unfinished"))
-        peak = max(cost.peak_memory_mib for cost in costs)
-        rate = positions / seconds if seconds else None
-        rows.append(["in total", builders, unfinished, positions, seconds, rate, peak, ", ".join(devices)])
-    columns = ["checkpoint", "builders", "stopped early", "positions captured", "seconds", "positions per second"]
-    columns += ["peak memory, MiB", "device"]
-    return DataTable("build", "Building the cache, all builders together", columns, rows, unfolded=True)
+    return DataTable("build", "Building the cache, all builders together", rows, unfolded=True)
 
 
 def _build_notes(run: Run) -> list[str]:
@@ -145,34 +147,30 @@ def _build_notes(run: Run) -> list[str]:
 
 
 def _live_table(run: Run) -> DataTable:
-    rows: list[list[object]] = [
-        [
-            each.method,
-            each.seed,
-            each.checkpoint,
-            each.steps,
-            each.sequences_per_step,
-            each.cache.seconds_per_step,
-            each.live.seconds_per_step,
-            each.time_ratio,
-            each.cache.peak_memory_mib,
-            each.live.peak_memory_mib,
-            each.memory_ratio,
-            each.agreement.loss_cache,
-            each.agreement.loss_live,
-            each.agreement.difference,
-            each.agreement.allowed,
-            "yes" if each.agreement.holds else "no",
-            each.device,
-            each.commit,
-        ]
+    rows: list[Record] = [
+        {
+            "method": each.method,
+            "seed": each.seed,
+            "checkpoint": each.checkpoint,
+            "steps": each.steps,
+            "sequences per step": each.sequences_per_step,
+            "cache, seconds per step": each.cache.seconds_per_step,
+            "live, seconds per step": each.live.seconds_per_step,
+            "time, live ÷ cache": each.time_ratio,
+            "cache, peak MiB": each.cache.peak_memory_mib,
+            "live, peak MiB": each.live.peak_memory_mib,
+            "memory, live ÷ cache": each.memory_ratio,
+            "loss from the cache, nats": each.agreement.loss_cache,
+            "loss live, nats": each.agreement.loss_live,
+            "difference, nats": each.agreement.difference,
+            "allowed, nats": each.agreement.allowed,
+            "within": "yes" if each.agreement.holds else "no",
+            "device": each.device,
+            "commit": each.commit,
+        }
         for each in run.live_teachers
     ]
-    columns = ["method", "seed", "checkpoint", "steps", "sequences per step", "cache, seconds per step"]
-    columns += ["live, seconds per step", "time, live ÷ cache", "cache, peak MiB", "live, peak MiB"]
-    columns += ["memory, live ÷ cache", "loss from the cache, nats", "loss live, nats", "difference, nats"]
-    columns += ["allowed, nats", "within", "device", "commit"]
-    return DataTable("live_teacher", "The same steps with a live teacher", columns, rows)
+    return DataTable("live_teacher", "The same steps with a live teacher", rows)
 
 
 def _live_notes(run: Run) -> list[str]:

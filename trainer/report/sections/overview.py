@@ -5,15 +5,16 @@ Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
 
 import numpy as np
 
-from trainer.report.parts import DataTable, RunReport, size
+from trainer.report.parts import RunReport, size
 from trainer.report.results import LABELS, ResultTable, result_table
-from trainer.report.run.run_reader import Run
+from trainer.report.run.records import Run
 from trainer.report.sections.costs import costs_section
 from trainer.report.sections.schedule import schedule_section
 from trainer.report.sections.scores import result_rows, scores_section
 from trainer.report.sections.subdomains import subdomains_section
 from trainer.report.sections.training import cache_section, training_section
 from trainer.report.sections.weights import weights_section
+from trainer.report.tables import DataTable, Record
 
 
 def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
@@ -92,18 +93,9 @@ def _sequence_losses(run: Run) -> list[DataTable]:
     if run.student_losses is not None:
         columns["student SFT"] = run.student_losses
     columns |= {f"{d.method} seed {d.seed}": d.losses for d in run.distilled if d.losses is not None}
-    rows = [
-        [sample_id, int(positions), *(None if np.isnan(value) else float(value) for value in values)]
-        for sample_id, positions, *values in zip(
-            run.cache.sample_ids, run.cache.sequence_positions, *columns.values(), strict=True
-        )
-    ]
-    return [
-        DataTable(
-            "sequences",
-            "Losses of every training sequence, nats",
-            ["sequence", "positions", *columns],
-            rows,
-            shown=False,
-        )
-    ]
+    rows: list[Record] = []
+    positions_N = run.cache.sequence_positions
+    for row, sample_id in enumerate(run.cache.sample_ids):
+        values = {name: None if np.isnan(losses[row]) else float(losses[row]) for name, losses in columns.items()}
+        rows.append({"sequence": sample_id, "positions": int(positions_N[row]), **values})
+    return [DataTable("sequences", "Losses of every training sequence, nats", rows, shown=False)]

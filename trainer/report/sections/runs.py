@@ -8,13 +8,14 @@ Runs are paired only where their settings name the same data and tasks and they 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.report.parts import DataTable, Figured, RunReport, size
+from trainer.report.parts import Figured, RunReport, size
 from trainer.report.plots import runs as plots_runs
 from trainer.report.plots.runs import Point
 from trainer.report.plots.style import render
 from trainer.report.results import Difference, difference, evaluations_of, holm, mean_scores
+from trainer.report.run.records import Run
 from trainer.report.run.run_files import setting
-from trainer.report.run.run_reader import Run
+from trainer.report.tables import DataTable, Record
 
 SIGNIFICANCE = 0.05
 
@@ -49,30 +50,28 @@ def runs_part(runs: Sequence[Run], reports: Sequence[RunReport]) -> RunsPart:
 
 def runs_table(reports: Sequence[RunReport]) -> DataTable:
     """Return every model of every run on every task, a line each, for comparisons that span runs."""
-    rows: list[list[object]] = [
-        [
-            report.name,
-            row.label,
-            len(row.seeds) or 1,
-            task,
-            report.results.tasks[task],
-            cell.mean,
-            cell.std,
-            cell.low,
-            cell.high,
-            cell.rows,
-            cell.mark,
-            row.parameters,
-            row.bytes,
-            row.tokens_per_second,
-        ]
+    rows: list[Record] = [
+        {
+            "run": report.name,
+            "model": row.label,
+            "seeds": len(row.seeds) or 1,
+            "task": task,
+            "metric": report.results.tasks[task],
+            "mean": cell.mean,
+            "std over seeds": cell.std,
+            "low": cell.low,
+            "high": cell.high,
+            "rows": cell.rows,
+            "against teacher": cell.mark,
+            "parameters": row.parameters,
+            "bytes": row.bytes,
+            "tokens per second": row.tokens_per_second,
+        }
         for report in reports
         for row in report.results.rows
         for task, cell in row.cells.items()
     ]
-    columns = ["run", "model", "seeds", "task", "metric", "mean", "std over seeds", "low", "high", "rows"]
-    columns += ["against teacher", "parameters", "bytes", "tokens per second"]
-    return DataTable("runs", "The runs side by side", columns, rows, shown=False)
+    return DataTable("runs", "The runs side by side", rows, shown=False)
 
 
 def _panels(reports: Sequence[RunReport]) -> dict[str, dict[str, dict[str, Point]]]:
@@ -104,7 +103,7 @@ def _legend(run: Run, report: RunReport) -> str:
 
 def _paired_table(runs: Sequence[Run], reports: Sequence[RunReport]) -> DataTable:
     """Compare every later run with the first: the same model on the same test rows, corrected per run and task."""
-    rows: list[list[object]] = []
+    rows: list[Record] = []
     base, base_report = runs[0], reports[0]
     for run, report in zip(runs[1:], reports[1:], strict=True):
         if not _same_data(base, run):
@@ -120,21 +119,21 @@ def _paired_table(runs: Sequence[Run], reports: Sequence[RunReport]) -> DataTabl
             corrected = holm([compared.p_value for compared in found.values()])
             for (label, compared), p_value in zip(found.items(), corrected, strict=True):
                 verdict = ("ahead" if compared.ahead > 0 else "behind") if p_value < SIGNIFICANCE else ""
-                interval = [100 * value for value in (compared.ahead, compared.low, compared.high)]
-                rows.append([report.name, label, task, compared.rows, *interval, p_value, verdict])
-    columns = [
-        "run",
-        "model",
-        "task",
-        "rows",
-        f"ahead of {base_report.name}, ×100",
-        "low",
-        "high",
-        "p (Holm)",
-        "verdict",
-    ]
+                rows.append(
+                    {
+                        "run": report.name,
+                        "model": label,
+                        "task": task,
+                        "rows": compared.rows,
+                        f"ahead of {base_report.name}, ×100": 100 * compared.ahead,
+                        "low": 100 * compared.low,
+                        "high": 100 * compared.high,
+                        "p (Holm)": p_value,
+                        "verdict": verdict,
+                    }
+                )
     title = f"Each run against {base_report.name}, paired by test row"
-    return DataTable("runs_paired", title, columns, rows)
+    return DataTable("runs_paired", title, rows)
 
 
 def _compared(run: Run, base: Run, label: str, task: str) -> Difference | None:

@@ -2,10 +2,11 @@
 
 from functools import partial
 
-from trainer.report.parts import DataTable, Figured, Section, absent, extended
+from trainer.report.parts import Figured, Section, absent, extended
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
-from trainer.report.run.run_reader import Distilled, Run
+from trainer.report.run.records import Distilled, Run
+from trainer.report.tables import DataTable, Record
 
 
 def schedule_section(run: Run) -> Section:
@@ -16,7 +17,7 @@ def schedule_section(run: Run) -> Section:
         "At the start of every stage, scheduled methods compare each checkpoint with the best one and with the "
         "student as it stands, and let the checkpoint with the smaller sum teach.",
     )
-    rows: list[list[object]] = []
+    rows: list[Record] = []
     figures = []
     drawn: set[str] = set()
     for distilled in run.distilled:
@@ -24,17 +25,17 @@ def schedule_section(run: Run) -> Section:
         for stage in stages:
             for name in stage.quality or ([stage.choice] if stage.choice else []):
                 rows.append(
-                    [
-                        distilled.method,
-                        distilled.seed,
-                        stage.stage + 1,
-                        stage.first_step,
-                        name,
-                        stage.quality.get(name),
-                        stage.distance.get(name),
-                        "yes" if name == stage.choice else "",
-                        stage.margin if name == stage.choice else None,
-                    ]
+                    {
+                        "method": distilled.method,
+                        "seed": distilled.seed,
+                        "stage": stage.stage + 1,
+                        "first step": stage.first_step,
+                        "checkpoint": name,
+                        "to best, nats": stage.quality.get(name),
+                        "to student, nats": stage.distance.get(name),
+                        "chosen": "yes" if name == stage.choice else "",
+                        "margin, nats": stage.margin if name == stage.choice else None,
+                    }
                 )
         if distilled.method in drawn or not stages or not all(stage.quality for stage in stages):
             continue
@@ -49,22 +50,7 @@ def schedule_section(run: Run) -> Section:
                 f"student's part shrinks as it learns. Who taught, stage by stage: {choices}.",
             )
         )
-    table = DataTable(
-        "schedule",
-        "Every stage's terms and choice",
-        [
-            "method",
-            "seed",
-            "stage",
-            "first step",
-            "checkpoint",
-            "to best, nats",
-            "to student, nats",
-            "chosen",
-            "margin, nats",
-        ],
-        rows,
-    )
+    table = DataTable("schedule", "Every stage's terms and choice", rows)
     cache = run.cache
     if cache is not None and len(cache.checkpoints) > 1:
         kl_NN = cache.kl_NN
@@ -79,8 +65,10 @@ def schedule_section(run: Run) -> Section:
         table_kl = DataTable(
             "kl_matrix",
             "KL between checkpoints, nats per position",
-            ["p \\ q", *cache.checkpoints],
-            [[name, *row] for name, row in zip(cache.checkpoints, kl_NN.tolist(), strict=True)],
+            [
+                {"p \\ q": name, **dict(zip(cache.checkpoints, kl_N, strict=True))}
+                for name, kl_N in zip(cache.checkpoints, kl_NN.tolist(), strict=True)
+            ],
         )
         section = extended(section, *figures, tables=[table, table_kl])
     else:

@@ -1,10 +1,11 @@
 """The report's scores: every model's metrics with their intervals, drawn and as tables (the paper's Table 1)."""
 
-from trainer.report.parts import DataTable, Figured, Section, absent, extended
+from trainer.report.parts import Figured, Section, absent, extended
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
 from trainer.report.results import LABELS, ResultTable
-from trainer.report.run.run_reader import Run
+from trainer.report.run.records import Run
+from trainer.report.tables import DataTable, Record
 
 
 def scores_section(run: Run, results: ResultTable) -> Section:
@@ -32,85 +33,53 @@ def scores_section(run: Run, results: ResultTable) -> Section:
 
 def result_rows(best: ResultTable, last: ResultTable) -> DataTable:
     """Return both tables of results as one file's lines."""
-    rows: list[list[object]] = []
-    for which, table in (("best", best), ("last", last)):
-        for row in table.rows:
-            rows.extend(
-                [
-                    row.label,
-                    which if row.kind == "method" else None,
-                    len(row.seeds) or 1,
-                    task,
-                    cell.mean,
-                    cell.std,
-                    cell.low,
-                    cell.high,
-                    cell.rows,
-                    cell.unparsable,
-                    cell.ahead,
-                    cell.ahead_low,
-                    cell.ahead_high,
-                    cell.p_value,
-                    cell.mark,
-                    "yes" if cell.best else "",
-                    row.parameters,
-                    row.bytes,
-                    row.tokens_per_second,
-                ]
-                for task, cell in row.cells.items()
-                if which == "best" or row.kind == "method"
-            )
-    return DataTable(
-        "results",
-        "Results",
-        [
-            "model",
-            "which",
-            "seeds",
-            "task",
-            "mean",
-            "std over seeds",
-            "low",
-            "high",
-            "rows",
-            "unparsable",
-            "ahead of teacher",
-            "ahead, low",
-            "ahead, high",
-            "p against teacher (Holm)",
-            "against teacher",
-            "best student",
-            "parameters",
-            "bytes",
-            "tokens per second",
-        ],
-        rows,
-        shown=False,
-    )
+    rows: list[Record] = [
+        {
+            "model": row.label,
+            "which": which if row.kind == "method" else None,
+            "seeds": len(row.seeds) or 1,
+            "task": task,
+            "mean": cell.mean,
+            "std over seeds": cell.std,
+            "low": cell.low,
+            "high": cell.high,
+            "rows": cell.rows,
+            "unparsable": cell.unparsable,
+            "ahead of teacher": cell.ahead,
+            "ahead, low": cell.ahead_low,
+            "ahead, high": cell.ahead_high,
+            "p against teacher (Holm)": cell.p_value,
+            "against teacher": cell.mark,
+            "best student": "yes" if cell.best else "",
+            "parameters": row.parameters,
+            "bytes": row.bytes,
+            "tokens per second": row.tokens_per_second,
+        }
+        for which, table in (("best", best), ("last", last))
+        for row in table.rows
+        for task, cell in row.cells.items()
+        if which == "best" or row.kind == "method"
+    ]
+    return DataTable("results", "Results", rows, shown=False)
 
 
 def _all_metrics(run: Run) -> DataTable:
-    rows: list[list[object]] = [
-        [
-            LABELS.get(e.model, e.method),
-            e.seed,
-            e.which,
-            task,
-            name,
-            100 * metric["value"],
-            100 * metric.get("low", float("nan")),
-            100 * metric.get("high", float("nan")),
-            result.rows,
-            result.unparsable,
-        ]
+    rows: list[Record] = [
+        {
+            "model": LABELS.get(e.model, e.method or e.model),
+            "seed": e.seed,
+            "which": e.which,
+            "task": task,
+            "metric": name,
+            "value": 100 * metric["value"],
+            "low": 100 * metric.get("low", float("nan")),
+            "high": 100 * metric.get("high", float("nan")),
+            "rows": result.rows,
+            "unparsable": result.unparsable,
+        }
         for e in run.evaluations
         for task, result in e.tasks.items()
         for name, metric in result.metrics.items()
         if "value" in metric
     ]
-    return DataTable(
-        "metrics",
-        "Every metric of every model, ×100",
-        ["model", "seed", "which", "task", "metric", "value", "low", "high", "rows", "unparsable"],
-        rows,
-    )
+    return DataTable("metrics", "Every metric of every model, ×100", rows)

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from trainer.report.parts import DataTable, Figured, Section, absent, extended, first_per_name, first_seeds
+from trainer.report.parts import Figured, Section, absent, extended, first_per_name, first_seeds
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
 from trainer.report.results import ResultTable, evaluations_of, mean_scores
-from trainer.report.run.run_reader import Run
+from trainer.report.run.records import Run
 from trainer.report.subdomains import Subdomains, compare
+from trainer.report.tables import DataTable, Record
 
 
 def subdomains_section(run: Run, results: ResultTable) -> Section:
@@ -27,23 +28,13 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
         if run.student_losses is not None:
             students.append(("student SFT", None, run.student_losses))
         students.extend((d.method, d.seed, d.losses) for d in run.distilled if d.losses is not None)
-        rows = [[name, seed, *_subdomain_row(compare(losses, teacher))] for name, seed, losses in students]
+        rows: list[Record] = [
+            {"student": name, "seed": seed, **_sides(compare(losses, teacher))} for name, seed, losses in students
+        ]
         tables.append(
             DataTable(
                 "subdomains",
                 f"Theorem 4 read off, loss against {final}, nats per sequence",
-                [
-                    "student",
-                    "seed",
-                    "SFS share",
-                    "TFS share",
-                    "SFS advantage",
-                    "TFS deficit",
-                    "margin",
-                    "R(student) − R(teacher)",
-                    "identity error",
-                    "student ahead",
-                ],
                 rows,
                 unfolded=True,
             )
@@ -94,16 +85,6 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
             DataTable(
                 "subdomains_score",
                 "The same in the task's score",
-                [
-                    "student",
-                    "task",
-                    "rows",
-                    "student ahead, share",
-                    "teacher ahead, share",
-                    "won, ×100",
-                    "lost, ×100",
-                    "margin, ×100",
-                ],
                 rows,
             )
         )
@@ -111,12 +92,10 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
     return section if figures else absent(section, "This needs the cache and the losses of at least one student.")
 
 
-def _score_differences(
-    run: Run, results: ResultTable
-) -> tuple[dict[str, tuple[np.ndarray, Subdomains]], list[list[object]]]:
+def _score_differences(run: Run, results: ResultTable) -> tuple[dict[str, tuple[np.ndarray, Subdomains]], list[Record]]:
     teacher = run.evaluation("teacher")
     shown: dict[str, tuple[np.ndarray, Subdomains]] = {}
-    rows: list[list[object]] = []
+    rows: list[Record] = []
     if teacher is None:
         return shown, rows
     for row in results.rows:
@@ -131,16 +110,16 @@ def _score_differences(
             ours_n, theirs_n = (100 * np.array([scores[i] for i in shared]) for scores in (ours, theirs))
             parts = compare(-ours_n, -theirs_n)
             rows.append(
-                [
-                    row.label,
-                    task,
-                    parts.n,
-                    parts.student_share,
-                    parts.teacher_share,
-                    parts.advantage,
-                    parts.deficit,
-                    parts.margin,
-                ]
+                {
+                    "student": row.label,
+                    "task": task,
+                    "rows": parts.n,
+                    "student ahead, share": parts.student_share,
+                    "teacher ahead, share": parts.teacher_share,
+                    "won, ×100": parts.advantage,
+                    "lost, ×100": parts.deficit,
+                    "margin, ×100": parts.margin,
+                }
             )
             ours_all.append(ours_n)
             theirs_all.append(theirs_n)
@@ -160,14 +139,14 @@ def _identity_error(sides: dict[str, list[Subdomains]]) -> float:
     return max(part.identity_error for parts in sides.values() for part in parts)
 
 
-def _subdomain_row(parts: Subdomains) -> list[object]:
-    return [
-        parts.student_share,
-        parts.teacher_share,
-        parts.advantage,
-        parts.deficit,
-        parts.margin,
-        parts.gap,
-        parts.identity_error,
-        "yes" if parts.margin > 0 else "no",
-    ]
+def _sides(parts: Subdomains) -> Record:
+    return {
+        "SFS share": parts.student_share,
+        "TFS share": parts.teacher_share,
+        "SFS advantage": parts.advantage,
+        "TFS deficit": parts.deficit,
+        "margin": parts.margin,
+        "R(student) − R(teacher)": parts.gap,
+        "identity error": parts.identity_error,
+        "student ahead": "yes" if parts.margin > 0 else "no",
+    }

@@ -1,16 +1,16 @@
 """The report's training curves, and the teacher's checkpoints with their cache."""
 
-from trainer.report.parts import DataTable, Figured, Section, absent, extended, first_per_name, first_seeds
+from trainer.report.parts import Figured, Section, absent, extended, first_per_name, first_seeds
 from trainer.report.plots import training as plots_training
 from trainer.report.plots.style import render
 from trainer.report.run.cache_view import CacheView
-from trainer.report.run.run_reader import Distilled, Run
+from trainer.report.run.records import Distilled, Run
+from trainer.report.tables import DataTable, Record
 
 TRAINING_QUANTITIES = {
     "learning_rate": "learning rate, no unit",
     "grad_norm": "gradient norm, no unit",
     "divergence_weight": "mean weight w, no unit",
-    "teacher_weight": "mean weight w, no unit",  # its name in runs of before
     "taid_t": "TAID's t, no unit",
     "kl": "divergence, nats",
     "ce": "cross-entropy, nats",
@@ -54,9 +54,8 @@ def training_section(run: Run) -> Section:
                 "Where more than six methods differ, each is a strip whose color is the value." + first_seeds(logged),
             )
         )
-    keys = list(dict.fromkeys(key for d in logged for entry in d.log for key in entry))
-    rows = [[d.method, d.seed, *(entry.get(key) for key in keys)] for d in logged for entry in d.log]
-    table = DataTable("training_log", "The training log", ["method", "seed", *keys], rows, shown=False)
+    rows: list[Record] = [{"method": d.method, "seed": d.seed, **entry} for d in logged for entry in d.log]
+    table = DataTable("training_log", "The training log", rows, shown=False)
     return extended(section, *figures, tables=[table])
 
 
@@ -71,38 +70,19 @@ def cache_section(run: Run) -> Section:
     if run.cache is None:
         return absent(section, "There is no readable cache.")
     cache = run.cache
-    rows: list[list[object]] = [
-        [
-            name,
-            run.teacher_steps.get(name),
-            cache.held_out[name],
-            _per_position(cache, name),
-            None if (retained := cache.retained[name]) is None else 100 * retained,
-            cache.bytes[name],
-            cache.bytes[name] / cache.n_positions,
-        ]
+    rows: list[Record] = [
+        {
+            "checkpoint": name,
+            "step": run.teacher_steps.get(name),
+            "held-out loss, nats per position": cache.held_out[name],
+            "training loss, nats per position": _per_position(cache, name),
+            "retained mass, %": None if (retained := cache.retained[name]) is None else 100 * retained,
+            "bytes": cache.bytes[name],
+            "bytes per position": cache.bytes[name] / cache.n_positions,
+        }
         for name in cache.checkpoints
     ]
-    return extended(
-        section,
-        tables=[
-            DataTable(
-                "cache",
-                "Checkpoints",
-                [
-                    "checkpoint",
-                    "step",
-                    "held-out loss, nats per position",
-                    "training loss, nats per position",
-                    "retained mass, %",
-                    "bytes",
-                    "bytes per position",
-                ],
-                rows,
-                unfolded=True,
-            )
-        ],
-    )
+    return extended(section, tables=[DataTable("cache", "Checkpoints", rows, unfolded=True)])
 
 
 def _per_position(cache: CacheView, name: str) -> float | None:

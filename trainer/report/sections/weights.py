@@ -3,11 +3,12 @@
 import numpy as np
 
 from trainer.methods.weighting import adaptive_weights
-from trainer.report.parts import DataTable, Figured, Section, absent, extended, first_seeds
+from trainer.report.parts import Figured, Section, absent, extended, first_seeds
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
+from trainer.report.run.records import Run
 from trainer.report.run.run_files import setting
-from trainer.report.run.run_reader import Run
+from trainer.report.tables import DataTable, Record
 
 
 def weights_section(run: Run) -> Section:
@@ -27,12 +28,12 @@ def weights_section(run: Run) -> Section:
     sharpness = _number(setting(run.config, "distill", "aw_sharpness"), 1.0)
     before = {name: adaptive_weights(student, cache.losses[name], sharpness) for name in cache.checkpoints}
     figures = []
-    rows = [["before", "student SFT", None, name, *_weight_row(weight_n)] for name, weight_n in before.items()]
+    rows = [_weight_row("before", "student SFT", None, name, w_n) for name, w_n in before.items()]
     used = "These are the weights that methods with +aw used. "
     if run.aw_losses is not None:
         student_N, teacher = run.aw_losses.student_N, run.aw_losses.teacher or cache.losses
         crossfit = {name: adaptive_weights(student_N, teacher[name], sharpness) for name in cache.checkpoints}
-        rows += [["cross-fitted", "student SFT", None, name, *_weight_row(w_n)] for name, w_n in crossfit.items()]
+        rows += [_weight_row("cross-fitted", "student SFT", None, name, w_n) for name, w_n in crossfit.items()]
         figures.append(
             Figured(
                 render("weights-crossfit", lambda width: plots.weights(crossfit, "checkpoint", width)),
@@ -62,7 +63,7 @@ def weights_section(run: Run) -> Section:
             continue
         for name in cache.checkpoints:
             weight_n = adaptive_weights(distilled.losses, cache.losses[name], sharpness)
-            rows.append(["after", distilled.method, distilled.seed, name, *_weight_row(weight_n)])
+            rows.append(_weight_row("after", distilled.method, distilled.seed, name, weight_n))
             if name == final:
                 after.setdefault(distilled.method, weight_n)
     if after:
@@ -75,23 +76,7 @@ def weights_section(run: Run) -> Section:
                 + first_seeds([d for d in run.distilled if d.losses is not None]),
             )
         )
-    table = DataTable(
-        "weights",
-        "Weights in numbers",
-        [
-            "when",
-            "student",
-            "seed",
-            "checkpoint",
-            "mean w",
-            "10th percentile",
-            "median",
-            "90th percentile",
-            "TFS share",
-            "SFS share",
-        ],
-        rows,
-    )
+    table = DataTable("weights", "Weights in numbers", rows)
     return extended(section, *figures, tables=[table])
 
 
@@ -99,13 +84,17 @@ def _number(value: object, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _weight_row(weight_n: np.ndarray) -> list[object]:
-    return [
-        float(value)
-        for value in (
-            weight_n.mean(),
-            *np.quantile(weight_n, [0.1, 0.5, 0.9]),
-            (weight_n > 0.5).mean(),
-            (weight_n < 0.5).mean(),
-        )
-    ]
+def _weight_row(when: str, student: str, seed: int | None, checkpoint: str, weight_n: np.ndarray) -> Record:
+    low, median, high = (float(value) for value in np.quantile(weight_n, [0.1, 0.5, 0.9]))
+    return {
+        "when": when,
+        "student": student,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "mean w": float(weight_n.mean()),
+        "10th percentile": low,
+        "median": median,
+        "90th percentile": high,
+        "TFS share": float((weight_n > 0.5).mean()),
+        "SFS share": float((weight_n < 0.5).mean()),
+    }
