@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from cache_builder.cache.reader import Cache, open_cache
-from cache_builder.capture.teacher import Teacher, identify
+from cache_builder.capture.teacher import Teacher
 from cache_builder.config import CacheExperiment
 from cache_builder.data.batching import collate, plan_batches
 from cache_builder.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models.lm_head import hidden_states_at, project
+from cache_builder.models.loading import weights_fingerprint
 from cache_builder.targets.outcomes import bucket_kl
 from cache_builder.targets.sparse import Targets
 
@@ -89,7 +90,7 @@ def audit_cache(
     if name is None or name not in locations:
         raise MissingError(f"no checkpoint {name!r} to audit; complete are: {', '.join(complete) or 'none'}")
     recorded = cache.checkpoint(name).identity.weights_fingerprint
-    found = identify(experiment, locations[name])
+    found = weights_fingerprint(locations[name], experiment.run.seed)
     if found != recorded:
         raise CacheMismatchError(
             f"checkpoint {name!r} at {locations[name]} has weights {found[:12]}…, cache {cache.url} was built from "

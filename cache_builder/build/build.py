@@ -26,7 +26,7 @@ from cache_builder.build.worker import Worker
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import take_back_damage
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order
-from cache_builder.capture.teacher import identify
+from cache_builder.capture.backend import OpenEngine, open_engine
 from cache_builder.config import CacheExperiment
 from cache_builder.data.corpus import Corpus
 from cache_builder.data.rendering.templates import template_fingerprint
@@ -47,7 +47,6 @@ from cache_builder.format.manifest import (
     compare,
     read_group,
 )
-from cache_builder.models.tensor_parallel import led_by_first
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
 
@@ -66,7 +65,6 @@ OpenScheduler = Callable[["Build"], AbstractContextManager[Scheduler]]
 """Opens a scheduler for a build that holds the cache, and closes it."""
 
 
-@led_by_first
 def build_cache(
     experiment: CacheExperiment,
     corpus: Corpus,
@@ -78,6 +76,7 @@ def build_cache(
     only: str | None = None,
     repair: bool = False,
     scheduler: OpenScheduler | None = None,
+    engine: OpenEngine = open_engine,
 ) -> bool:
     """Build one part of a cache; return whether every checkpoint asked for is complete now.
 
@@ -87,7 +86,8 @@ def build_cache(
         part: (i, n): do the i-th of n equal shares.
         only: build this checkpoint alone.
         repair: first verify every byte, and take back the units of damaged files; only as the one part (0, 1).
-        scheduler: opens the scheduler that runs the checkpoints; this process does unless given.
+        scheduler: opens what decides where the checkpoints run; in this process unless given.
+        engine: opens what runs them; that of the config unless given.
 
     Raises:
         ConfigError: `repair` with more than one part.
@@ -97,16 +97,20 @@ def build_cache(
         CacheWriteError: a file could not be written; what was committed is safe.
         ModelError: a checkpoint's logits are not finite, or it does not fit the tokenizer.
     """
-    build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, part, only)
     if repair and part != (0, 1):
         raise ConfigError("--repair works alone; give no --part")
-    with build.store.lock_part(part):
-        if repair:
-            take_back_damage(build.store, build.manifest)
-        complete = build.run(scheduler or in_this_process)
-    if complete:
-        open_cache(experiment.cache_url)
-    return complete
+
+    def run() -> bool:
+        build = Build(experiment, corpus, tokenizer, list(checkpoints), held_out, part, only, engine)
+        with build.store.lock_part(part):
+            if repair:
+                take_back_damage(build.store, build.manifest)
+            complete = build.run(scheduler or in_this_process)
+        if complete:
+            open_cache(experiment.cache_url)
+        return complete
+
+    return engine(experiment, tokenizer).run_build(run)
 
 
 def teacher_checkpoints(experiment: CacheExperiment) -> list[tuple[str, str]]:
@@ -146,8 +150,10 @@ class Build:
     held_out: Corpus | None
     part: tuple[int, int] = (0, 1)
     only: str | None = None
+    open_engine: OpenEngine = open_engine
 
     def __post_init__(self) -> None:
+        self.engine = self.open_engine(self.experiment, self.tokenizer)
         self.manifest = plan_manifest(self.experiment, self.corpus, self.tokenizer, self.held_out)
         self.store: Store = open_store(self.experiment.cache_url)
         self.locations = dict(self.checkpoints)
@@ -206,7 +212,7 @@ class Build:
                 continue
             recorded = read_group(self.store, CheckpointGroup, checkpoint_key(name)).identity
             try:
-                fingerprint = identify(self.experiment, self.locations[name])
+                fingerprint = self.engine.identify(self.locations[name])
             except MissingError:
                 continue
             now = recorded.model_copy(update={"weights_fingerprint": fingerprint})
@@ -216,9 +222,7 @@ class Build:
 @contextmanager
 def in_this_process(build: Build) -> Iterator[Scheduler]:
     """Run the checkpoints here, one after another."""
-    worker = Worker(
-        build.experiment, build.store, build.manifest, build.locations, build.tokenizer, build.corpus, build.held_out
-    )
+    worker = Worker(build.engine, build.store, build.manifest, build.locations, build.corpus, build.held_out)
     try:
         yield OneAfterAnother(build, worker)
     finally:

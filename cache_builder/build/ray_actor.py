@@ -20,6 +20,7 @@ from cache_builder.build.worker import Worker
 from cache_builder.cache.chunk_cache import ChunkMemory
 from cache_builder.cache.corpus_view import CachedCorpus
 from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES, open_arrays
+from cache_builder.capture.backend import OpenEngine
 from cache_builder.config import CacheExperiment, expand
 from cache_builder.data.corpus import Corpus, FileSampleIds
 from cache_builder.format.manifest import (
@@ -42,6 +43,7 @@ class Job:
     locations: dict[str, str]
     tokenizer: Any
     held_out: Corpus | None
+    open_engine: OpenEngine
 
     @classmethod
     def of(cls, build: Build) -> "Job":
@@ -54,6 +56,7 @@ class Job:
             {name: _absolute(location) for name, location in build.locations.items()},
             build.tokenizer,
             _portable(build.held_out) if build.held_out is not None else None,
+            build.open_engine,
         )
 
 
@@ -103,9 +106,8 @@ class Actor:
             group = read_group(job.store, CorpusGroup, CORPUS)
             arrays = open_arrays(job.store, CORPUS, group.files)
             corpus = CachedCorpus(arrays, ChunkMemory(DEFAULT_MEMORY_BYTES), job.manifest.corpus.fingerprint)
-            self.worker = Worker(
-                job.experiment, job.store, job.manifest, job.locations, job.tokenizer, corpus, job.held_out
-            )
+            engine = job.open_engine(job.experiment, job.tokenizer)
+            self.worker = Worker(engine, job.store, job.manifest, job.locations, corpus, job.held_out)
         return self.worker
 
 

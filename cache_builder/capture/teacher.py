@@ -1,9 +1,12 @@
-"""One checkpoint of the teacher, loaded and run over sequences: what capture needs between a corpus and its targets."""
+"""The engine that runs the teacher in transformers: a checkpoint in memory, and what it says of sequences.
+
+location ─▶ weights, or a base and adapters ─▶ this process's device, several, or a group's processes ─▶ Teacher
+sequences ─▶ batches of like length ─▶ hidden states ─▶ targets, probe, losses
+"""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,23 +14,41 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
 from cache_builder.capture.losses import corpus_losses
+from cache_builder.capture.probe import batches_of, placed_batches_of, run_probe
 from cache_builder.config import CacheExperiment
-from cache_builder.data.batching import Batch, collate, plan_batches
+from cache_builder.data.batching import Batch
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
-from cache_builder.format.records import quantise
 from cache_builder.models.adapters import SharedBase, adapter_at
 from cache_builder.models.lm_head import read_head
 from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
 from cache_builder.models.placement import describe_dtype, place
-from cache_builder.models.tensor_parallel import load_divided
-from cache_builder.positions import counts_of, offsets_of, positions_of, rows_between
+from cache_builder.models.tensor_parallel import load_divided, run_together
+from cache_builder.positions import counts_of, positions_of, rows_between
 from cache_builder.sequences import NumberedSequences
 from cache_builder.targets.sampling import tail_uniforms
 from cache_builder.targets.sparse import Targets
 
-Result = TypeVar("Result")
+
+class TransformersEngine:
+    """Runs checkpoints in this process, in transformers; or in a tensor-parallel group that this process leads."""
+
+    def __init__(self, experiment: CacheExperiment, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.experiment, self.tokenizer = experiment, tokenizer
+        self._base = SharedBase()
+
+    def identify(self, location: str) -> str:
+        """Return the fingerprint of a checkpoint's weights."""
+        return weights_fingerprint(location, self.experiment.run.seed)
+
+    def load(self, name: str, location: str) -> "Teacher":
+        """Load a checkpoint; a base that adapters share stays in memory between them."""
+        return Teacher(self.experiment, name, location, self.tokenizer, self.identify(location), self._base)
+
+    def run_build(self, build: Callable[[], bool]) -> bool:
+        """Let the first process of each tensor-parallel group build, and the others run their part of what it runs."""
+        return run_together(self.experiment, build)
 
 
 class Teacher:
@@ -93,9 +114,10 @@ class Teacher:
         Raises:
             ModelError: NaN or infinite logits; the message names the sequence.
         """
+        inside_rows = rows_between(corpus.position_offsets, start, end)
         size, k, s = end - start, options.top_k, options.tail_samples
         targets = Targets.blank(size, k, s)
-        for rows, batch in self._batches(corpus, rows_between(corpus.position_offsets, start, end)):
+        for rows, batch in batches_of(corpus, inside_rows, self.pad_id, self.batch_tokens):
             positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)
             positions = positions[inside]
@@ -115,26 +137,23 @@ class Teacher:
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
         """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
-        at = offsets_of(counts_of(corpus.position_offsets, rows))
-        ids = np.empty((at[-1], min(count, self.vocab_size)), np.uint32)
-        for order, batch in self._batches(corpus, rows):
-            with naming_the_sequence(self.name, corpus, order):
-                chosen = probe_ids(self.model, batch, self.vocab_size, ids.shape[1])
-            ids[positions_of(at, np.searchsorted(rows, order))] = chosen
+        size = int(counts_of(corpus.position_offsets, rows).sum())
+        ids = np.empty((size, min(count, self.vocab_size)), np.uint32)
+        for chosen, places, batch in placed_batches_of(corpus, rows, self.pad_id, self.batch_tokens):
+            with naming_the_sequence(self.name, corpus, chosen):
+                ids[places] = probe_ids(self.model, batch, self.vocab_size, ids.shape[1])
         return ids
 
     def probe_logp(
-        self, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray, steps_per_nat: int
+        self, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return quantised log-probabilities u16 [M, R] at the probe's ids, and the log of the rest's mass f32 [M]."""
-        at = offsets_of(counts_of(corpus.position_offsets, rows))
-        code, log_tail = np.empty(ids_MR.shape, np.uint16), np.empty(len(ids_MR), np.float32)
-        for order, batch in self._batches(corpus, rows):
-            places = positions_of(at, np.searchsorted(rows, order))
-            with naming_the_sequence(self.name, corpus, order):
-                logp_MR, log_rest = probe_logp(self.model, batch, self.vocab_size, ids_MR[places])
-            code[places], log_tail[places] = quantise(logp_MR, steps_per_nat), log_rest
-        return code, log_tail
+        """Return log-probabilities f32 [M, R] at the probe's ids, and the log of the mass outside them f32 [M]."""
+
+        def read(chosen: np.ndarray, batch: Batch, ids_mR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with naming_the_sequence(self.name, corpus, chosen):
+                return probe_logp(self.model, batch, self.vocab_size, ids_mR)
+
+        return run_probe(read, corpus, rows, ids_MR, self.pad_id, self.batch_tokens)
 
     def mean_loss(self, corpus: NumberedSequences) -> float:
         """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
@@ -145,11 +164,6 @@ class Teacher:
             batch_tokens=self.batch_tokens,
         )
         return float(losses.sum() / corpus.n_positions)
-
-    def _batches(self, corpus: NumberedSequences, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
-        lengths = counts_of(corpus.token_offsets, rows)
-        for chosen in plan_batches(lengths, self.batch_tokens):
-            yield rows[chosen], collate([corpus.sequence(int(row)) for row in rows[chosen]], self.pad_id)
 
 
 class naming_the_sequence:
@@ -169,11 +183,6 @@ class naming_the_sequence:
                 f"{self.corpus.sample_ids[row]!r} (row {row}); the build stops here; "
                 "try another teacher.dtype (bfloat16 or float32), or leave this checkpoint out"
             ) from error
-
-
-def identify(experiment: CacheExperiment, location: str) -> str:
-    """Return the fingerprint of a checkpoint's weights."""
-    return weights_fingerprint(location, experiment.run.seed)
 
 
 def only_positions(batch: Batch, inside: np.ndarray) -> Batch:

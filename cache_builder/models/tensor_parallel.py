@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
 from inspect import signature
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -31,28 +30,23 @@ from cache_builder.models.lm_head import base_of
 from cache_builder.models.loading import load_model
 from cache_builder.models.placement import local_device, quantisation_of
 
-P = ParamSpec("P")
 LONGEST_WAIT = timedelta(days=7)
 """Of the others for the first, which may itself wait for another group's turn with the cache."""
 _STOP, _LOAD, _RUN = range(3)
 _group: "Group | None" = None
 
 
-def led_by_first(
-    build: Callable[Concatenate[CacheExperiment, P], bool],
-) -> Callable[Concatenate[CacheExperiment, P], bool]:
-    """Let the first process of each tensor-parallel group build, and the others run their part of what it runs."""
+def run_together(experiment: CacheExperiment, build: Callable[[], bool]) -> bool:
+    """Let the first process of each tensor-parallel group build, and the others run their part of what it runs.
 
-    @wraps(build)
-    def build_together(experiment: CacheExperiment, *args: P.args, **options: P.kwargs) -> bool:
-        if experiment.teacher.tensor_parallel == 1:
-            return build(experiment, *args, **options)
-        with _joined(experiment.teacher.tensor_parallel) as group:
-            if group.leads:
-                return group.run_leader(lambda: build(experiment, *args, **options))
-            return group.run_follower(experiment)
-
-    return build_together
+    Raises:
+        ConfigError: torchrun has not started a multiple of `teacher.tensor_parallel` processes.
+        UserError: this process is not the first, and the first has stopped.
+    """
+    if experiment.teacher.tensor_parallel == 1:
+        return build()
+    with _joined(experiment.teacher.tensor_parallel) as group:
+        return group.run_leader(build) if group.leads else group.run_follower(experiment)
 
 
 def load_divided(config: TeacherConfig, seed: int, location: str) -> PreTrainedModel:

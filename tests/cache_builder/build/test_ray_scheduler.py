@@ -176,9 +176,7 @@ def test_a_shard_that_a_dead_actor_had_committed_is_counted_and_not_written_agai
         teaching.experiment(cache), teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out
     )
     actor = Actor(0, 1)
-    actor.worker = Worker(
-        job.experiment, job.store, job.manifest, job.locations, job.tokenizer, job.corpus, job.held_out
-    )
+    actor.worker = Worker(job.engine, job.store, job.manifest, job.locations, job.corpus, job.held_out)
     writer = actor.worker.writer("step-1")
     there, missing = 0, writer.n_shards - 1
     committed = (cache / "checkpoints/step-1/records/c/0/0").stat().st_mtime_ns

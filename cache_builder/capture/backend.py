@@ -1,0 +1,85 @@
+"""The seam for engines that run the teacher: what `build` knows of them, and the one place that names them.
+
+    config ─▶ open_engine ─▶ Engine ── identify(location) ─▶ fingerprint of a checkpoint's weights
+                               ├───── load(name, location) ─▶ Backend: targets, probe, losses of one checkpoint
+                               └───── run_build(work)          with the processes that it needs around a build
+
+An engine is added by fulfilling the two protocols and naming it in `ENGINES`; nothing in `build` changes. Whatever it
+runs on, the same checkpoint must say the same of the same positions, whoever asks and in whatever order.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cache_builder.capture.teacher import TransformersEngine
+from cache_builder.config import CacheExperiment
+from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
+from cache_builder.sequences import NumberedSequences
+from cache_builder.targets.sparse import Targets
+
+
+class Backend(Protocol):
+    """One checkpoint, ready to be run over sequences.
+
+    Every method raises ModelError where the checkpoint gives NaN or infinite numbers; the message names the sequence.
+    """
+
+    @property
+    def identity(self) -> CheckpointIdentity:
+        """What the cache records of the checkpoint: its name, weights, and in which numbers it computes."""
+
+    def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
+        """Capture the global positions [start, end).
+
+        A position's tail samples are the first ids at which the tail's cumulative sum exceeds `tail_uniforms`.
+        """
+
+    def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
+        """Choose the probe's ids, u32 [M, R], at every position of `rows` [P]: the top tokens and the gold."""
+
+    def probe_logp(
+        self, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return log-probabilities f32 [M, R] at these ids, and the log of the mass outside them f32 [M]."""
+
+    def mean_loss(self, corpus: NumberedSequences) -> float:
+        """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
+
+    def release(self) -> None:
+        """Give the memory back; the checkpoint says nothing any more."""
+
+
+class Engine(Protocol):
+    """Runs the checkpoints of one experiment."""
+
+    def identify(self, location: str) -> str:
+        """Return the fingerprint of a checkpoint's weights, without loading them.
+
+        Raises:
+            MissingError: there is no checkpoint at this folder or hub id.
+        """
+
+    def load(self, name: str, location: str) -> Backend:
+        """Bring a checkpoint to memory; the one loaded before must have been released.
+
+        Raises:
+            MissingError: there is no such checkpoint.
+            ModelError: it cannot be loaded, or does not fit the tokenizer.
+        """
+
+    def run_build(self, build: Callable[[], bool]) -> bool:
+        """Do a build, with whatever processes the engine needs around it; return its result."""
+
+
+OpenEngine = Callable[[CacheExperiment, PreTrainedTokenizerBase], Engine]
+
+ENGINES: dict[str, OpenEngine] = {"transformers": TransformersEngine}
+"""The engines by name."""
+
+
+def open_engine(experiment: CacheExperiment, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """Return the engine that runs an experiment's teacher; nothing is loaded yet."""
+    return ENGINES["transformers"](experiment, tokenizer)

@@ -1,0 +1,44 @@
+"""Some rows of a corpus through one model, batch by batch, and what it says of the probe's positions.
+
+    rows [P], rising ─▶ batches of like length ─▶ one forward pass each ─▶ places among all positions of `rows`, [M]
+
+Shapes: P rows, M positions of all of them, m those of one batch, R probe ids.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from cache_builder.data.batching import Batch, collate, plan_batches
+from cache_builder.positions import counts_of, offsets_of, positions_of
+from cache_builder.sequences import NumberedSequences, Sequences
+
+ReadProbe = Callable[[np.ndarray, Batch, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(rows of the batch, batch, ids [m, R]) to log-probabilities [m, R] and the log of the mass outside them [m]."""
+
+
+def batches_of(
+    corpus: Sequences, rows: np.ndarray, pad_id: int, batch_tokens: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield each batch of `rows` once, with its rows in its own order."""
+    for members in plan_batches(counts_of(corpus.token_offsets, rows), batch_tokens):
+        yield rows[members], collate([corpus.sequence(int(row)) for row in rows[members]], pad_id)
+
+
+def placed_batches_of(
+    corpus: NumberedSequences, rows: np.ndarray, pad_id: int, batch_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+    """Yield each batch of rising `rows` with the places [m] of its positions among those of all of them."""
+    offsets = offsets_of(counts_of(corpus.position_offsets, rows))
+    for chosen, batch in batches_of(corpus, rows, pad_id, batch_tokens):
+        yield chosen, positions_of(offsets, np.searchsorted(rows, chosen)), batch
+
+
+def run_probe(
+    read: ReadProbe, corpus: NumberedSequences, rows: np.ndarray, ids_MR: np.ndarray, pad_id: int, batch_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-probabilities f32 [M, R] at the probe's ids, and the log of the mass outside them f32 [M]."""
+    logp_MR, log_rest_M = np.empty(ids_MR.shape, np.float32), np.empty(len(ids_MR), np.float32)
+    for chosen, places, batch in placed_batches_of(corpus, rows, pad_id, batch_tokens):
+        logp_MR[places], log_rest_M[places] = read(chosen, batch, ids_MR[places])
+    return logp_MR, log_rest_M
