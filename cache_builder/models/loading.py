@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_builder.config import ModelConfig, TeacherConfig
@@ -17,6 +19,7 @@ from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ConfigError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at, put_in
 from cache_builder.models.placement import loading_options
+from cache_builder.models.weights import check_loaded, has_weights
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
@@ -30,8 +33,8 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
 
     Raises:
         MissingError: there is no such model.
-        ModelError: it is not a causal LM that transformers knows, has no safetensors weights, does not fit into
-            memory, or the package that its quantisation needs is not installed.
+        ModelError: it is not a causal LM that transformers knows, its weights are not safetensors or not just those
+            of its config, it does not fit into memory, or the package that its quantisation needs is not installed.
     """
     location = location or config.model
     name, revision = resolve(location)
@@ -44,19 +47,33 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     try:
-        if _has_only_config(name):
+        if Path(name).is_dir() and not has_weights(Path(name)) and (Path(name) / "config.json").is_file():
             _refuse_ways_of_loading(config, location)
+            Console(stderr=True).print(
+                f"model {location}: no weights in its folder, so they are initialised from seed {seed}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
             return _initialised(name, seed, options).eval()
         options |= {
             "revision": revision,
             "use_safetensors": True,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # they are refused below, by name
             **(parallel or loading_options(config, name, revision)),
         }
-        return AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        model, info = cast(
+            tuple[PreTrainedModel, dict[str, Any]], AutoModelForCausalLM.from_pretrained(name, **options)
+        )
+        check_loaded(location, info)
+        return model.eval()
     except OSError as error:
         raise MissingError(f"model {location!r} could not be loaded: {first_line(error)}") from error
     except (ConfigError, ModelError):
         raise
+    except SafetensorError as error:
+        raise ModelError(f"model {location!r}: a weights file is damaged ({first_line(error)}); get it anew") from error
     except (ValueError, ImportError) as error:
         raise ModelError(f"model {location!r} is not a causal LM that can be loaded: {first_line(error)}") from error
     except torch.OutOfMemoryError as error:
@@ -103,6 +120,10 @@ def weights_fingerprint(location: str, seed: int) -> str:
     """Return a SHA-256 over a model's config and safetensors files, or over config and seed where it has no weights.
 
     That of adapters covers their base as well, wherever it lies.
+
+    Raises:
+        MissingError: there is nothing at this location.
+        ModelError: its weights are in another form than safetensors.
     """
     name, revision = resolve(location)
     adapter = adapter_at(name, revision)
@@ -111,7 +132,7 @@ def weights_fingerprint(location: str, seed: int) -> str:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) if has_weights(folder) else []
     changed_by_saving = ["transformers_version", "_name_or_path", "dtype"]
     if adapter is not None:
         changed_by_saving += ["base_model_name_or_path", "revision", "peft_version"]
@@ -140,8 +161,3 @@ def _digest(stamps: tuple[tuple[Path, int, int], ...], leave_out: tuple[str, ...
                 digest.update(block)
     digest.update(seed.encode())
     return digest.hexdigest()
-
-
-def _has_only_config(name: str) -> bool:
-    folder = Path(name)
-    return folder.is_dir() and (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))

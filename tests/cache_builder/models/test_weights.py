@@ -1,0 +1,128 @@
+"""A model's folder is loaded whole, or initialised because it holds nothing but a config, or refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from cache_builder.config import ModelConfig
+from cache_builder.errors import ModelError
+from cache_builder.models.loading import load_model, weights_fingerprint
+
+
+@pytest.fixture
+def saved(tmp_path: Path, make_model: Callable[..., LlamaForCausalLM]) -> Path:
+    make_model(hidden_size=16).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def load(folder: Path) -> torch.nn.Module:
+    return load_model(ModelConfig(model=str(folder)), 0)
+
+
+def as_files_without_tensors(folder: Path, *names: str) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"weights")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pytorch_model.bin",),
+        ("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
+        ("pytorch_model.bin.index.json",),
+        ("Q4_K_M.gguf",),
+        ("consolidated.00.pth",),
+        ("tf_model.h5",),
+        ("flax_model.msgpack",),
+        ("weights.model",),
+        ("original/consolidated.00.pth",),
+        ("whatever",),
+    ],
+)
+def test_weights_in_another_form_are_refused_and_never_replaced_by_random_ones(
+    saved: Path, names: tuple[str, ...]
+) -> None:
+    as_files_without_tensors(saved, *names)
+    first = sorted(names)[0].split("/")[0]
+    for use in (load, lambda folder: weights_fingerprint(str(folder), 0)):
+        with pytest.raises(ModelError, match=rf"no safetensors weights, but '{first}'.*save_pretrained"):
+            use(saved)
+
+
+def test_a_folder_with_nothing_but_a_config_and_a_tokenizer_is_initialised_and_says_so(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = "tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "README.md", "LICENSE", ".gitattributes"
+    as_files_without_tensors(saved, *others, "chat_template.jinja")
+    model, again = load(saved), load(saved)
+    assert f"model {saved}: no weights in its folder, so they are initialised from seed 0" in capsys.readouterr().err
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_whole_checkpoint_is_loaded_as_it_was_saved(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    for name, parameter in load(saved).named_parameters():
+        assert torch.equal(parameter, tensors[name])
+    assert "initialised" not in capsys.readouterr().err
+
+
+def test_tied_heads_and_shards_lack_nothing(tmp_path: Path, make_model: Callable[..., LlamaForCausalLM]) -> None:
+    make_model(hidden_size=16, tie_word_embeddings=True).save_pretrained(tmp_path / "tied", max_shard_size="10KB")
+    assert len(list((tmp_path / "tied").glob("*.safetensors"))) > 1
+    model = load(tmp_path / "tied")
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused_by_their_names(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    for lacking in (["model.norm.weight"], [name for name in tensors if ".0.mlp." in name]):
+        kept = {name: tensor for name, tensor in tensors.items() if name not in lacking}
+        save_file(kept, saved / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ModelError, match=rf"{len(lacking)} are missing \({min(lacking)}"):
+            load(saved)
+
+
+def test_tensors_that_are_no_part_of_the_model_are_refused_by_their_names(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    save_file({**tensors, "value_head.weight": torch.zeros(2)}, saved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 are not the model's \(value_head.weight\)"):
+        load(saved)
+
+
+def test_tensors_of_another_shape_are_refused_by_their_names(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
+    with pytest.raises(ModelError, match=r"2 have another shape \(lm_head.weight: \[304, 16\] for \[312, 16\], model"):
+        load(saved)
+
+
+def test_weights_of_another_kind_of_model_are_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "model_type": "gpt_neox"}))
+    with pytest.raises(ModelError, match=r"are missing .*are not the model's"):
+        load(saved)
+
+
+def test_a_shard_that_is_not_there_is_refused(tmp_path: Path, make_model: Callable[..., LlamaForCausalLM]) -> None:
+    make_model(hidden_size=16).save_pretrained(tmp_path / "model", max_shard_size="10KB")
+    last = max((tmp_path / "model").glob("*.safetensors"))
+    shutil.move(last, tmp_path)
+    with pytest.raises(FileNotFoundError, match="could not be loaded"):
+        load(tmp_path / "model")
+
+
+def test_a_file_that_was_cut_off_is_refused(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    for size in (path.stat().st_size - 100, 50, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ModelError, match="a weights file is damaged"):
+            load(saved)
