@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache_builder.build.recheck import recheck
 from cache_builder.build.work_units import Work, probe_rows
 from cache_builder.cache.reader import open_arrays
 from cache_builder.cache.writer import CheckpointWriter, write_probe
@@ -71,7 +72,7 @@ class Worker:
 
         Raises:
             CacheMismatchError: the checkpoint was begun with other weights.
-            ModelError: its logits are not finite, or it cannot be loaded.
+            ModelError: its logits are not finite, it cannot be loaded, or a sample of a shard differs when run alone.
             CacheWriteError: a file could not be written; what was committed is safe.
         """
         backend, writer = self.load(name), self.writer(name)
@@ -80,7 +81,9 @@ class Worker:
         with ThreadPoolExecutor(1) as pool:
             pending: Future[int] | None = None
             for shard in work.shards:
-                targets = backend.targets(self.corpus, *writer.spec.span(shard), self.manifest.targets)
+                span, options = writer.spec.span(shard), self.manifest.targets
+                targets = backend.targets(self.corpus, *span, options)
+                recheck(backend, self.corpus, targets, span, options, self.manifest.tokenizer.size)
                 if pending is not None:
                     yield pending.result()
                 pending = pool.submit(_commit, writer, shard, targets)
