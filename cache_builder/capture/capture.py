@@ -78,7 +78,7 @@ def capture(
     """
     if top_k > vocab_size:
         raise ConfigError(f"cache.top_k is {top_k}, but the vocabulary has only {vocab_size} tokens; lower it")
-    _check_ready(model)
+    _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     device = hidden_MD.device
     label_M = batch["label_M"].to(device)
@@ -106,7 +106,7 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    _check_ready(model)
+    _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     label_M = batch["label_M"].to(hidden_MD.device)
     parts = []
@@ -128,7 +128,7 @@ def probe_logp(
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    _check_ready(model)
+    _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     ids = torch.from_numpy(ids_MR.astype(np.int64)).to(hidden_MD.device)
     parts = [
@@ -150,7 +150,7 @@ def probe_ids(
     Raises:
         NonFiniteError: the logits hold a NaN or an infinity.
     """
-    _check_ready(model)
+    _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     label_M = batch["label_M"].to(hidden_MD.device)
     parts, finite = [], []
@@ -194,7 +194,7 @@ def _join(parts: tuple[Tensor, ...] | list[Tensor]) -> np.ndarray:
     return (joined.float() if joined.is_floating_point() else joined).cpu().numpy()
 
 
-def _check_ready(model: nn.Module) -> None:
+def _check_ready(model: nn.Module, batch: Batch) -> None:
     """Refuse a model whose head is not understood, or whose dropout would make what it says random."""
     if model.training:
         raise ModelError(
@@ -202,6 +202,7 @@ def _check_ready(model: nn.Module) -> None:
             "expected a model in eval mode; call model.eval() first"
         )
     verify_head(model)
+    verify_head(model, batch)
 
 
 def _check_finite(model: nn.Module, batch: Batch, values: np.ndarray) -> None:

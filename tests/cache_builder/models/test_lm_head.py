@@ -1,5 +1,6 @@
 """Heads of the families: logits reproduced exactly, gradients those of their own loss, the rest refused by name."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    xLSTMConfig,
+    xLSTMForCausalLM,
 )
 
 from cache_builder.capture.capture import Captured, capture
@@ -129,6 +132,49 @@ def test_an_unknown_treatment_of_the_logits_is_refused_by_name(make_model):
     model = OddLlama(make_model().config).eval()
     with pytest.raises(ModelError, match=r"OddLlama.*'llama'.*not supported"):
         captured(model, make_batch())
+
+
+def xlstm() -> xLSTMForCausalLM:
+    config = xLSTMConfig(vocab_size=304, embedding_dim=128, hidden_size=128, num_heads=2, num_hidden_layers=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return xLSTMForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_soft_cap_of_xlstm_is_known_and_one_that_is_not_is_seen_in_any_precision(dtype, monkeypatch):
+    model = xlstm()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+    model.to(dtype)
+    verify_head(model)
+    captured(model, make_batch())
+    monkeypatch.setattr("cache_builder.models.lm_head._SOFTCAPS", ())
+    with pytest.raises(ModelError, match=r"xLSTMForCausalLM.*not supported"):
+        verify_head(copy.deepcopy(model))
+
+
+class OddOnRealTokens(LlamaForCausalLM):
+    """A family whose logits are its own only for tokens that the first check does not use."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = torch.where((input_ids > 5)[..., None], output.logits * 1.05, output.logits)
+        return output
+
+
+def test_the_head_is_compared_again_on_the_first_real_batch(make_model):
+    model = OddOnRealTokens(make_model().config).eval()
+    verify_head(model)
+    with pytest.raises(ModelError, match=r"OddOnRealTokens.*not supported"):
+        captured(model, make_batch())
+
+
+def test_a_head_that_reads_something_else_than_the_hidden_states_is_refused(make_model):
+    model = make_model()
+    model.lm_head = nn.Linear(48, 304, bias=False)
+    with pytest.raises(ModelError, match="hidden states have 32 numbers, its head reads 48"):
+        verify_head(model)
 
 
 def test_verifying_leaves_the_mode_of_the_model_alone(make_model):
