@@ -57,13 +57,15 @@ def extract(
     if log_rest_C1.shape[1]:
         entropy_C += log_rest_C1.exp()[:, 0] * (log_sum_C1[:, 0] - (mean_C - top_C1[:, 0]))
 
+    # A slot is used while those before it hold less than top_p, so the one that reaches it is kept, and slot 0 always.
+    # Rounding may let a sum exceed 1 early; 2 keeps every slot where all were asked for.
     used_CK = logp_CK.exp().cumsum(1) - logp_CK.exp() < (top_p if top_p < 1.0 else 2.0)
     dropped_CO = torch.cat([log_rest_C1, logp_CK.masked_fill(used_CK, -torch.inf)], dim=1)
     log_tail_C = dropped_CO.logsumexp(1)
     samples_CS, within_CS = _draw_outcome(dropped_CO, ids_CK, uniforms_CS)
     if lse_rest_C1.shape[1]:
         samples_CS = torch.where(samples_CS < 0, draw(z_CW, lse_rest_C1, mass_CN, within_CS), samples_CS)
-    samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])
+    samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])  # no tail: weight 0, any id
     ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
     return ids_CK, logp_CK.masked_fill(~used_CK, -torch.inf), samples_CS, log_tail_C, gold_logp_C, entropy_C
 
@@ -79,6 +81,7 @@ def _scan(z_CW: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, ...]:
     for rows in slices(z_CW):
         part_CW = z_CW[rows]
         scratch_CW = torch.empty_like(part_CW) if scratch_CW is None else scratch_CW[: len(part_CW)]
+        # One more than asked for: the rest's largest logit, which its softmax subtracts, without another pass.
         ids_CK, values_CK = top(part_CW, vocab_size, min(top_k + 1, vocab_size))
         part_CW.scatter_(1, ids_CK[:, :top_k], LOWEST)
         rest_CW = torch.softmax(part_CW, dim=1, out=scratch_CW)
@@ -108,6 +111,8 @@ def top(z_CW: Tensor, vocab_size: int, count: int) -> tuple[Tensor, Tensor]:
 
 def _order_keys(values_CX: Tensor, ids_CX: Tensor) -> Tensor:
     """Map (value, id) to distinct int64 keys that are larger for a larger value, and for a smaller id among equals."""
+    # topk promises no order among equals, and CPUs and GPUs differ; distinct integer keys leave it no choice. A float's
+    # bits rise with its value, but for negative ones, whose other 31 bits are turned over.
     bits_CX = (values_CX.float() + 0.0).view(torch.int32)  # + 0.0 makes −0 and +0 equal
     return ((bits_CX ^ ((bits_CX >> 31) & 0x7FFFFFFF)).long() << 32) - ids_CX
 
@@ -120,6 +125,7 @@ def _draw_outcome(logp_CO: Tensor, ids_CK: Tensor, uniforms_CS: Tensor) -> tuple
     """
     slots = ids_CK.shape[1]
     rest_columns = logp_CO.shape[1] - slots
+    # float64: in float32 a cumulative sum near 1 moves in steps of 6e-8, more than a token of a large tail has.
     cumulative_CO = (logp_CO - logp_CO.logsumexp(1, keepdim=True)).double().exp().nan_to_num(0.0).cumsum(1)
     goal_CS = uniforms_CS * cumulative_CO[:, -1:]
     outcome_CS = _first_above(cumulative_CO, goal_CS) - rest_columns

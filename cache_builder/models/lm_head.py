@@ -216,7 +216,7 @@ def compute_weight(head: Head) -> Tensor:
     float32 on a CPU, where half-precision matmuls are slow; the weight's own or autocast's dtype on a GPU, with float32
     results; float64 stays float64.
     """
-    weight_VD = head.weight_VD.detach()[: head.vocab_size]
+    weight_VD = head.weight_VD.detach()[: head.vocab_size]  # a head may be padded; those rows are nobody's tokens
     if weight_VD.dtype == torch.float64:
         return weight_VD
     if weight_VD.device.type == "cpu":

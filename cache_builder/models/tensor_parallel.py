@@ -80,6 +80,8 @@ class Group:
         try:
             complete = work()
         except BaseException:
+            # While a model loads or runs the others are inside collectives, not waiting for a word: one more broadcast
+            # would hang with them. torchrun ends them when this process exits.
             if self.listening:
                 self._broadcast(_STOP, 0)
             raise
@@ -89,12 +91,12 @@ class Group:
     def load(self, config: TeacherConfig, seed: int, location: str) -> PreTrainedModel:
         """Load a checkpoint here and on the others; what it runs from now on they run, too."""
         name = torch.tensor(list(location.encode()), dtype=torch.int64)
-        self._broadcast(_LOAD, len(name))
+        self._broadcast(_LOAD, len(name))  # a broadcast must know its size beforehand, so each comes in two
         distributed.broadcast(name, 0, self.control)
         self.listening = False
         model = _load_part(config, seed, location, self.size)
         self.listening = True
-        base = base_of(model)
+        base = base_of(model)  # not the model: the head is whole and runs here alone
         base.register_forward_pre_hook(self._pass_on, with_kwargs=True)
         base.register_forward_hook(self._listen_again)
         return model
@@ -113,7 +115,7 @@ class Group:
             if kind == _STOP:
                 return first == 2
             if kind == _LOAD:
-                model = None
+                model = None  # before the next part is loaded: both may not fit
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -126,6 +128,7 @@ class Group:
                     base_of(model)(input_ids=tokens[0], attention_mask=tokens[1], use_cache=False)
 
     def _pass_on(self, base: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        # Hooks see the call as it was written; the others need ids and mask, whether they came by place or by name.
         given = signature(base.forward).bind_partial(*args, **inputs).arguments
         tokens = torch.stack([given["input_ids"], given["attention_mask"]]).to("cpu", torch.int64)
         self._broadcast(_RUN, *tokens.shape[1:])
