@@ -7,16 +7,15 @@ It costs a few sequences among the tens of thousands of positions of a shard, an
 in each other's place, a family or a kernel that lets padding or neighbours change what it says, a damaged encoding.
 """
 
-from dataclasses import fields
-
 import numpy as np
 
 from cache_builder.capture.backend import Backend
 from cache_builder.errors import ModelError
 from cache_builder.format.manifest import TargetOptions
-from cache_builder.format.records import RecordLayout, Targets, decode_records, encode_records
+from cache_builder.format.records import RecordLayout, decode_records, encode_records
 from cache_builder.positions import rows_between
 from cache_builder.sequences import NumberedSequences
+from cache_builder.targets.sparse import Targets
 
 SEQUENCES = 4
 """Of each shard, at most."""
@@ -43,7 +42,7 @@ def recheck(
     layout, found = RecordLayout.of(options), []
     for row in chosen:
         first, last = (int(np.clip(corpus.position_offsets[row + side], start, end)) for side in (0, 1))
-        stored = _part(targets, slice(first - start, last - start))
+        stored = targets[first - start : last - start]
         stored = decode_records(layout, encode_records(layout, stored), vocab_size)
         found.append(differences(stored, backend.targets(corpus, first, last, options)))
     # In half precision a token may be far off by itself, where a router or an outlier tips; most of them may not.
@@ -78,7 +77,3 @@ def differences(stored: Targets, live: Targets) -> np.ndarray:
         np.abs(np.exp(stored.log_tail) - np.exp(live.log_tail)),
     )
     return np.max(np.stack(parts).astype(np.float64), axis=0)
-
-
-def _part(targets: Targets, where: slice) -> Targets:
-    return Targets(*(getattr(targets, field.name)[where] for field in fields(Targets)))

@@ -12,7 +12,7 @@ S tail samples, R probe ids.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -39,18 +39,6 @@ class NonFiniteError(ModelError):
         self.row = row
 
 
-@dataclass
-class Captured(Targets):
-    """What one checkpoint says at the M positions of a batch, before quantisation."""
-
-    loss: np.ndarray
-    """[B] float64, −Σ gold over the sequence's positions."""
-    probe_logp: np.ndarray | None = None
-    """[M, R] float32, at the probe's ids."""
-    probe_log_tail: np.ndarray | None = None
-    """[M] float32, log of the mass outside the probe's ids."""
-
-
 @torch.no_grad()
 def capture(
     model: nn.Module,
@@ -60,15 +48,13 @@ def capture(
     top_k: int,
     top_p: float,
     uniforms_MS: np.ndarray,
-    probe_ids_MR: np.ndarray | None = None,
     chunk_positions: int | None = None,
-) -> Captured:
+) -> Targets[np.ndarray]:
     """Capture the targets at every position of a batch.
 
     Args:
         top_k: slots per position; the support is the smallest prefix of them that holds `top_p` of the mass, or all.
         uniforms_MS: one number in (0, 1) per tail sample, from `tail_uniforms`; [M, 0] for no samples.
-        probe_ids_MR: also gather the log-probabilities at these ids, distinct within a position.
 
     Raises:
         ConfigError: `top_k` exceeds the vocabulary.
@@ -80,23 +66,17 @@ def capture(
         raise ConfigError(f"cache.top_k is {top_k}, but the vocabulary has only {vocab_size} tokens; lower it")
     _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
-    device = hidden_MD.device
-    label_M = batch["label_M"].to(device)
-    uniforms = torch.from_numpy(uniforms_MS).to(device)
-    probe_ids = None if probe_ids_MR is None else torch.from_numpy(probe_ids_MR.astype(np.int64)).to(device)
-    chunks, probe_chunks = [], []
-    for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
-        if probe_ids is not None:
-            probe_chunks.append(logp_and_rest(logits_CW[:, :vocab_size].clone(), probe_ids[chunk]))
-        chunks.append(extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p))
-    ids, logp, samples, log_tail, gold, entropy = (_join(parts) for parts in zip(*chunks, strict=True))
-    _check_finite(model, batch, gold + entropy + logp[:, 0])
-    probe_logp, probe_log_tail = (
-        (None, None) if probe_ids is None else (_join(parts) for parts in zip(*probe_chunks, strict=True))
-    )
-    return Captured(
-        ids, logp, samples, log_tail, gold, entropy, sequence_losses(batch, gold), probe_logp, probe_log_tail
-    )
+    label_M = batch["label_M"].to(hidden_MD.device)
+    uniforms = torch.from_numpy(uniforms_MS).to(hidden_MD.device)
+    chunks = [
+        extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p)
+        for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions)
+    ]
+    # joined where they are: leaving the device after each chunk would make it wait for the CPU
+    joined = Targets(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Targets)))
+    targets = joined.to_numpy()
+    _check_finite(model, batch, targets.gold + targets.entropy + targets.logp[:, 0])
+    return targets
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ sequences ─▶ batches of like length ─▶ hidden states ─▶ targets, pro
 
 import gc
 from collections.abc import Callable
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -123,7 +122,7 @@ class Teacher:
             positions = positions[inside]
             uniforms = tail_uniforms(options.seed, self.name, positions, s)
             with naming_the_sequence(self.name, corpus, rows):
-                captured = capture(
+                targets[positions - start] = capture(
                     self.model,
                     only_positions(batch, inside),
                     self.vocab_size,
@@ -131,8 +130,6 @@ class Teacher:
                     top_p=options.top_p,
                     uniforms_MS=uniforms,
                 )
-            for field in fields(Targets):
-                getattr(targets, field.name)[positions - start] = getattr(captured, field.name)
         return targets
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cache_builder.targets.sparse import Targets
+
 BLOCK = 64
 LOWEST = -1e30
 """Stands for −inf where 0 · (−inf) would be NaN: its exp is 0, and 0 times it is 0. Also fills columns V to W."""
@@ -37,8 +39,8 @@ def slices(z_CW: Tensor) -> Iterator[slice]:
 
 def extract(
     z_CW: Tensor, vocab_size: int, label_C: Tensor, uniforms_CS: Tensor, top_k: int, top_p: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Turn a chunk of logits, which is overwritten, into ids, logp, samples, log_tail, gold and entropy."""
+) -> Targets[Tensor]:
+    """Turn a chunk of logits, which is overwritten, into the targets of its C positions."""
     z_label_C = z_CW.gather(1, label_C[:, None])[:, 0]
     ids_CK, values_CK, share_C1, mean_C, mass_CN = _scan(z_CW, vocab_size, top_k)
     largest_rest_C1 = values_CK[:, top_k:]  # empty where the top-k is the vocabulary
@@ -67,7 +69,8 @@ def extract(
         samples_CS = torch.where(samples_CS < 0, draw(z_CW, lse_rest_C1, mass_CN, within_CS), samples_CS)
     samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])  # no tail: weight 0, any id
     ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
-    return ids_CK, logp_CK.masked_fill(~used_CK, -torch.inf), samples_CS, log_tail_C, gold_logp_C, entropy_C
+    logp_CK = logp_CK.masked_fill(~used_CK, -torch.inf)
+    return Targets(ids_CK, logp_CK, samples_CS, log_tail_C, gold_logp_C, entropy_C)
 
 
 def _scan(z_CW: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, ...]:

@@ -15,8 +15,8 @@ from cache_builder.capture.teacher import Teacher
 from cache_builder.config import CacheExperiment
 from cache_builder.errors import ModelError
 from cache_builder.format.manifest import TargetOptions
-from cache_builder.format.records import Targets
 from cache_builder.sequences import NumberedSequences
+from cache_builder.targets.sparse import Targets
 from tests.support.caches import Teaching, files_of
 from tests.support.teachers import OPTIONS, load
 

@@ -37,7 +37,7 @@ def test_a_tail_of_e_to_the_minus_ninety_is_exact():
     outside = [token for token in range(300) if token not in (7, 9)]
     expected = exact[outside].logsumexp(0)
     chunk = extract(logits, 300, torch.tensor([5]), torch.tensor([[0.1, 0.9]], dtype=torch.float64), 2, 1.0)
-    ids, _, samples, log_tail, gold, _ = chunk
+    ids, samples, log_tail, gold = chunk.ids, chunk.samples, chunk.log_tail, chunk.gold
     assert ids.tolist() == [[7, 9]]
     np.testing.assert_allclose(log_tail, expected, rtol=1e-6)
     np.testing.assert_allclose(gold, exact[5], rtol=1e-6)
@@ -57,7 +57,7 @@ def test_tail_samples_follow_the_tail():
     draws = 200_000
     drawn = extract(
         row.clone(), 250, torch.tensor([0]), torch.rand(1, draws, generator=generator, dtype=torch.float64), 3, 1.0
-    )[2]
+    ).samples
     counts = torch.bincount(drawn[0], minlength=256).double()
     assert (counts[top] == 0).all()
     assert (counts[250:] == 0).all()
@@ -75,7 +75,7 @@ def test_a_chunk_taken_by_slices_is_the_chunk_taken_whole(monkeypatch):
 
     def everything():
         return (
-            *extract(logits.clone(), 320, gold, numbers, 6, 0.9),
+            *vars(extract(logits.clone(), 320, gold, numbers, 6, 0.9)).values(),
             *log_sum_exp(logits.clone()),
             *logp_and_rest(logits.clone(), ids),
         )
@@ -96,9 +96,8 @@ def test_tail_samples_also_follow_the_slots_that_top_p_dropped(top_k):
     exact = torch.softmax(row[0].double(), 0)
     draws = 200_000
     numbers = torch.rand(1, draws, generator=generator, dtype=torch.float64)
-    ids, logp, drawn, log_tail, _, _ = extract(
-        row.clone(), 64, torch.tensor([0]), numbers, top_k, float(exact.max()) / 2
-    )
+    targets = extract(row.clone(), 64, torch.tensor([0]), numbers, top_k, float(exact.max()) / 2)
+    ids, logp, drawn, log_tail = targets.ids, targets.logp, targets.samples, targets.log_tail
     assert (logp[0] > -torch.inf).sum() == 1
     tail = exact.clone()
     tail[ids[0, 0]] = 0

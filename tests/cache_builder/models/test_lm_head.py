@@ -32,10 +32,11 @@ from transformers import (
     xLSTMForCausalLM,
 )
 
-from cache_builder.capture.capture import Captured, capture
+from cache_builder.capture.capture import capture
 from cache_builder.data.batching import Batch
 from cache_builder.errors import ModelError
 from cache_builder.models.lm_head import Head, hidden_states_at, matmul, project, read_head, verify_head
+from cache_builder.targets.sparse import Targets
 from tests.support.batches_of_noise import VOCABULARY, dense_logp, make_batch, uniforms
 from trainer.loss.fused import distillation_loss
 
@@ -77,7 +78,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def captured(model: nn.Module, batch: Batch) -> Captured:
+def captured(model: nn.Module, batch: Batch) -> Targets[np.ndarray]:
     return capture(model, batch, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=uniforms(batch))
 
 
