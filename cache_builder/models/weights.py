@@ -55,7 +55,7 @@ def check_loaded(location: str, info: dict[str, Any]) -> None:
     if problems:
         raise ModelError(
             f"model {location!r}: its tensors are not those of its config.json: {'; '.join(problems)}; expected each "
-            "tensor of the model once; use the config.json that it was saved with, or download it again"
+            "tensor of the model once; use the config.json that it was saved with, or get it anew"
         )
 
 

@@ -87,8 +87,10 @@ def _made(family: str, recipe: dict[str, Any]) -> nn.Module | None:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.3)
-            tokens = torch.tensor([[1, 2, 3, 4]])
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            tokens = torch.arange(14).reshape(2, 7)  # sizes that no other dimension has, so that what fits is meant to
+            mask = torch.ones_like(tokens)
+            mask[1, 5:] = 0  # without padding some kernels are given no mask, and take heads that do not fit
+            model(input_ids=tokens, attention_mask=mask)
     except Exception:  # what these families ask of each other's settings is not what is tested
         return None
     return model

@@ -35,6 +35,7 @@ from cache_builder.data.batching import Batch
 from cache_builder.data.corpus import Corpus
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
+from cache_builder.models.weights import check_loaded
 from cache_builder.steps import write_json
 from cache_builder.targets.divergences import DIVERGENCES
 from trainer.config import TrainingConfig
@@ -160,6 +161,12 @@ class SequenceTrainer(Trainer):
             (part / "training_args.bin").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a resume state whose tensors are not the model's, of which transformers would only warn."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        info = {"missing_keys": missing, "unexpected_keys": load_result.unexpected_keys, "mismatched_keys": []}
+        check_loaded(f"the checkpoint in {self.settings.output_dir} that training goes on from", info)
 
     def drop_resume_state(self) -> None:
         """Remove what only a resumed run would need: the optimizer's state, and checkpoints that are not to be kept."""

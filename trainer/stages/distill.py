@@ -17,7 +17,8 @@ from rich.console import Console
 from cache_builder.cache.info import sampled_targets
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import probe_logp
-from cache_builder.data.batching import collate, plan_batches
+from cache_builder.capture.probe import run_probe
+from cache_builder.data.batching import Batch
 from cache_builder.data.prepare import Prepared
 from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
@@ -81,20 +82,13 @@ class DistillTrainer(SequenceTrainer):
 
     def _probe_student(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the student's log-probabilities on the probe's ids, f64 [P, R], and of the rest, f64 [P]."""
-        rows, ids_PR = self.cache.probe_rows, self.cache.probe_ids
-        offsets = self.cache.corpus.position_offsets
-        starts = np.concatenate([[0], np.cumsum(offsets[rows + 1] - offsets[rows])])
-        logp_PR = np.empty(ids_PR.shape, np.float32)
-        log_rest_P = np.empty(len(ids_PR), np.float32)
-        lengths = np.diff(self.cache.corpus.token_offsets)[rows]
-        for members in plan_batches(lengths, self.settings.config.eval_batch_tokens):
-            batch = collate([self.cache.corpus.sequence(int(rows[i])) for i in members], self.rows.pad_id)
-            places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
-            logp_PR[places], log_rest_P[places] = self.read(
-                batch,
-                lambda model, batch: probe_logp(model, batch, self.vocab_size, ids_PR[places]),  # noqa: B023
-            )
-        return _outcomes(logp_PR, log_rest_P)
+
+        def read(_: np.ndarray, batch: Batch, ids_mR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self.read(batch, lambda model, batch: probe_logp(model, batch, self.vocab_size, ids_mR))
+
+        cache, batch_tokens = self.cache, self.settings.config.eval_batch_tokens
+        probe = run_probe(read, cache.corpus, cache.probe_rows, cache.probe_ids, self.rows.pad_id, batch_tokens)
+        return _outcomes(*probe)
 
     def risk_terms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return §5.1's terms, all three risks as mean loss per position on the training data."""

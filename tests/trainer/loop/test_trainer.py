@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from cache_builder.cache.reader import Cache
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, TrainingError
+from cache_builder.errors import CacheMismatchError, ModelError, TrainingError
 from tests.support.interruption import Stop, stop_at
 from tests.support.paths import ROOT
 from tests.support.toys import DROPOUT, without_dropout
@@ -151,6 +151,26 @@ def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.
     (newest / "train_state.json").unlink()
     (newest / "model.safetensors").write_bytes(b"half")
     assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
+
+
+def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_names(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cache, prepared = toy("distill.save_steps=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Stop):
+            distill(experiment, "td", 0, cache, prepared)
+    path = experiment.output_dir / "distill" / "td" / "seed-0" / "checkpoint-4" / "model.safetensors"
+    tensors = load_file(path)
+    lacking = {name: values for name, values in tensors.items() if name != "model.norm.weight"}
+    for wrong, message in (
+        (lacking, r"1 are missing \(model.norm.weight\)"),
+        ({**tensors, "model.odd": np.zeros(2, np.float32)}, r"1 are not the model's \(model.odd\)"),
+    ):
+        save_file(wrong, path, {"format": "pt"})
+        with pytest.raises(ModelError, match=message):
+            distill(experiment, "td", 0, cache, prepared)
 
 
 def test_a_plan_is_reloaded_and_never_chosen_again(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
