@@ -21,7 +21,7 @@ from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.baselines import ahead, baseline_answers, score
-from trainer.evaluation.generation import Outputs, find_stop_ids, generate
+from trainer.evaluation.generation import GREEDY, Outputs, find_stop_ids, generate, ignored_settings
 from trainer.evaluation.likelihood import likeliest
 from trainer.evaluation.metrics import is_row_metric, row_scores
 from trainer.evaluation.tasks import EvaluateConfig, Task
@@ -37,6 +37,8 @@ class TaskOutputs:
     outputs: Outputs
     parsed: list[Answer | None]
     gold: list[Answer]
+    decoding: dict[str, Any]
+    """How the answers were taken: the method and, where they were written, every setting of it."""
 
     def result(self, bootstrap_samples: int) -> dict[str, Any]:
         """Return the task's part of metrics.json."""
@@ -45,6 +47,7 @@ class TaskOutputs:
             "rows": len(self.examples),
             "unparsable": sum(answer is None for answer in self.parsed),
             "primary": primary,
+            "decoding": self.decoding,
             "metrics": self._metrics(self.parsed, bootstrap_samples),
             "baselines": {
                 name: {
@@ -137,6 +140,7 @@ def evaluate_model(
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "seconds": seconds,
         "tokens_per_second": sum(part.outputs.tokens for part in evaluated) / seconds if seconds else 0.0,
+        "ignored_generation_config": ignored_settings(model),
         "tasks": {part.task.name: part.result(settings.bootstrap_samples) for part in evaluated},
     }
     folder = Path(output_dir) / "evaluate" / model_name
@@ -158,34 +162,34 @@ def _evaluate_task(
     advance: Callable[[int], None],
 ) -> TaskOutputs:
     gold = [task.gold(example) for example in examples]
-    max_new_tokens = task.max_new_tokens or settings.max_new_tokens
-    prompt_tokens = _prompt_limit(model, text.max_length, max_new_tokens)
-    prompts = [
-        encode_prompt(example, tokenizer, text.chat_template, prompt_tokens, text.train_on) for example in examples
-    ]
-    if (task.method or settings.method) == "likelihood":
-        labels = [task.labels(example) for example in examples]
+    decoding: dict[str, Any] = {"method": task.method or settings.method}
+    if decoding["method"] == "likelihood":
         outputs = likeliest(
             model,
             tokenizer,
             examples,
-            labels,
-            text=text,
+            [task.labels(example) for example in examples],
+            text=text.model_copy(update={"max_length": _prompt_limit(model, text.max_length, 0)}),
             advance=advance,
         )
         parsed: list[Answer | None] = list(outputs.texts)
     else:
+        max_new_tokens = task.max_new_tokens or settings.max_new_tokens
+        limit = _prompt_limit(model, text.max_length, max_new_tokens)
+        stop_ids = find_stop_ids(model, tokenizer, examples[0], text)
         outputs = generate(
             model,
             tokenizer,
-            prompts,
-            stop_ids=find_stop_ids(model, tokenizer, examples[0], text),
+            [encode_prompt(example, tokenizer, text.chat_template, limit, text.train_on) for example in examples],
+            stop_ids=stop_ids,
             max_new_tokens=max_new_tokens,
             batch_size=settings.batch_size,
             advance=advance,
         )
         parsed = [task.read(output, example) for output, example in zip(outputs.texts, examples, strict=True)]
-    return TaskOutputs(task, examples, [str(tokenizer.decode(ids)) for ids in prompts], outputs, parsed, gold)
+        decoding |= {**GREEDY, "max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
+    prompts = [str(tokenizer.decode(ids)) for ids in outputs.prompts]
+    return TaskOutputs(task, examples, prompts, outputs, parsed, gold, decoding)
 
 
 def _prompt_limit(model: PreTrainedModel, max_length: int, max_new_tokens: int) -> int:

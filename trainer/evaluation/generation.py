@@ -1,11 +1,16 @@
 """Answers of a causal LM, written greedily.
 
 prompts, longest first ─▶ left-padded batches ─▶ generate, first len(tokenizer) logits only ─▶ ids up to the stop
+
+What a model's generation_config.json asks for (a repetition penalty, say) is left out: models are compared by the same
+decoding, and by the distribution that they were trained for.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +26,33 @@ from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode
 from cache_builder.data.examples import Example
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+}
+"""What every answer is written with."""
+NO_CHOICE = {
+    *("eos_token_id", "pad_token_id", "bos_token_id", "max_length", "max_new_tokens"),
+    *("use_cache", "cache_implementation", "output_attentions", "output_hidden_states"),
+    *("_from_model_config", "transformers_version"),
+}
+"""Settings of a generation config that say nothing of which token is chosen."""
+
 
 @dataclass(frozen=True)
 class Outputs:
     """What a model wrote for some rows, in their order."""
 
     texts: list[str]
+    prompts: list[list[int]]
+    """The token ids that each row's answer followed."""
     tokens: int
     """Tokens that it took, prompts not counted."""
     seconds: float
@@ -48,10 +74,7 @@ def generate(
     `advance` is called with the number of rows after each batch.
     """
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_id(tokenizer),
+        max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad_id(tokenizer), **GREEDY
     )
     known_only = LogitsProcessorList([_KnownTokens(len(tokenizer))])
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
@@ -60,19 +83,39 @@ def generate(
         rows = by_length[start : start + batch_size]
         input_ids, attention_mask = pad_left([prompts[row] for row in rows], pad_id(tokenizer))
         began = time.perf_counter()
-        written: torch.Tensor = model.generate(  # type: ignore[operator]
-            input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=settings,
-            logits_processor=known_only,
-        )[:, input_ids.shape[1] :].cpu()
+        with _no_generation_config(model):
+            written: torch.Tensor = model.generate(  # type: ignore[operator]
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+                logits_processor=known_only,
+            )[:, input_ids.shape[1] :].cpu()
         seconds += time.perf_counter() - began
         for row, ids in zip(rows, written.tolist(), strict=True):
             length = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
             tokens += min(length + 1, len(ids))
             texts[row] = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
         advance(len(rows))
-    return Outputs(texts, tokens, seconds)
+    return Outputs(texts, [list(prompt) for prompt in prompts], tokens, seconds)
+
+
+def ignored_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what the model's generation config asks for in choosing tokens, none of which `generate` does."""
+    if model.generation_config is None:
+        return {}
+    asked: dict[str, Any] = model.generation_config.to_diff_dict()
+    return {name: value for name, value in asked.items() if name not in NO_CHOICE and GREEDY.get(name) != value}
+
+
+@contextmanager
+def _no_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Take the model's own generation config away: what settings leave open would be filled from it."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def with_answer(example: Example, answer: str) -> Example:
@@ -84,14 +127,18 @@ def with_answer(example: Example, answer: str) -> Example:
 def find_stop_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: Example, text: TextConfig
 ) -> list[int]:
-    """Return the tokens that end an answer: the last of a training completion, and every eos of tokenizer and model."""
+    """Return the tokens that end an answer: the last of a training completion, the tokenizer's eos, and the model's.
+
+    The model's count where the tokenizer has them as tokens of their own: a config's default id may be any word of it.
+    """
     encoded = encode(example, tokenizer, text.chat_template, max_length=2**31, train_on=text.train_on)
     assert encoded is not None
     ids = {encoded.input_ids[max(np.flatnonzero(encoded.completion))]}
+    if isinstance(tokenizer.eos_token_id, int):
+        ids.add(tokenizer.eos_token_id)
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
-    for more in (tokenizer.eos_token_id, declared):
-        ids |= set(more) if isinstance(more, list) else {more} if more is not None else set()
-    return sorted(token for token in ids if token < len(tokenizer))
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted(ids | (set(declared) & tokenizer.added_tokens_decoder.keys()))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -4,8 +4,9 @@
                      └▶ first token's log p  ├─▶ choice 2 ─▶ …
                                              └─▶ …            ─▶ the largest
 
-So 151 choices cost one prompt and 151 short completions, not 151 prompts. A model whose past is anything but plain keys
-and values (a state-space layer, say) reads every prompt with every choice; the scores are the same.
+So 151 choices cost one prompt and 151 short completions, not 151 prompts. A model with a layer whose past is anything
+but plain keys and values (a state-space or recurrent one, say) reads every prompt with every choice; the scores are the
+same. All choices of a row follow the same prompt: one that is too long is cut as in training, for the longest choice.
 """
 
 import copy
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cache_builder.capture.capture import gold_logp, sequence_losses
 from cache_builder.config import TextConfig
@@ -31,6 +33,8 @@ BATCH_LOGITS = 2**27
 """Logits of a pass: half a gigabyte."""
 NEEDED = {"position_ids", "past_key_values", "logits_to_keep"}
 """Arguments without which a model cannot go on from a prompt that it has read."""
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that hold one key and value per token, so that rows can be picked and go on."""
 
 
 @torch.inference_mode()
@@ -52,17 +56,11 @@ def likeliest(
         ModelError: the model gives a choice no finite probability.
     """
     sequences: list[tuple[list[int], list[int]]] = []
+    prompts: list[list[int]] = []
     for example, choices in zip(examples, labels, strict=True):
-        for choice in choices:
-            encoded = encode(
-                with_answer(example, choice), tokenizer, text.chat_template, text.max_length, text.train_on
-            )
-            if encoded is None:
-                raise DataError(
-                    f"example {example['id']!r}: the choice {choice!r} does not fit {text.max_length} tokens"
-                )
-            start = _last_turn(encoded.completion)
-            sequences.append((encoded.input_ids[:start], encoded.input_ids[start:]))
+        prompt, completions = choice_sequences(example, choices, tokenizer, text)
+        prompts.append(prompt)
+        sequences += [(prompt, completion) for completion in completions]
     owner = np.repeat(np.arange(len(labels)), [len(choices) for choices in labels])
     waiting = np.bincount(owner)
 
@@ -81,7 +79,43 @@ def likeliest(
     best = [int(np.argmax(own)) for own in np.split(logp, ends)]
     texts = [choices[index] for choices, index in zip(labels, best, strict=True)]
     tokens = sum(len(sequences[start + index][1]) for start, index in zip([0, *ends], best, strict=True))
-    return Outputs(texts, tokens, seconds)
+    return Outputs(texts, prompts, tokens, seconds)
+
+
+def choice_sequences(
+    example: Example, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextConfig
+) -> tuple[list[int], list[list[int]]]:
+    """Return the one prompt that all choices follow, cut as `encode` cuts it for the longest of them, and each of them.
+
+    Raises:
+        DataError: the longest choice does not fit `text.max_length`.
+    """
+    uncut = text.model_copy(update={"max_length": 2**31})
+    whole = [_answered(example, choice, tokenizer, uncut) for choice in choices]
+    completions = [completion for _, completion in whole]
+    longest = max(range(len(choices)), key=lambda index: len(completions[index]))
+    prompt, completion = whole[longest]
+    if len(prompt) + len(completion) > text.max_length:
+        prompt, _ = _answered(example, choices[longest], tokenizer, text)
+    return prompt, completions
+
+
+def _answered(
+    example: Example, choice: str, tokenizer: PreTrainedTokenizerBase, text: TextConfig
+) -> tuple[list[int], list[int]]:
+    """Return what precedes the last turn, and that turn, once it is `choice`."""
+    encoded = encode(with_answer(example, choice), tokenizer, text.chat_template, text.max_length, text.train_on)
+    if encoded is None:
+        raise DataError(f"example {example['id']!r}: the choice {choice!r} does not fit {text.max_length} tokens")
+    start = _last_turn(encoded.completion)
+    return encoded.input_ids[:start], encoded.input_ids[start:]
+
+
+def has_plain_past(model: PreTrainedModel) -> bool:
+    """Say whether the model goes on from keys and values alone, by its forward and the cache that its config makes."""
+    if NEEDED - inspect.signature(model.forward).parameters.keys():
+        return False
+    return all(type(layer) in PLAIN_LAYERS for layer in DynamicCache(config=model.config).layers)
 
 
 def completion_logp(
@@ -95,7 +129,7 @@ def completion_logp(
 
     `scored` is called with the indices of sequences as they are done.
     """
-    if NEEDED - inspect.signature(model.forward).parameters.keys():
+    if not has_plain_past(model):
         return one_by_one(sequences, model, vocab_size, pad, scored)
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, (prompt, _) in enumerate(sequences):
@@ -112,7 +146,7 @@ def completion_logp(
             input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
         )
         past = output.past_key_values
-        if type(past) is not DynamicCache:
+        if type(past) is not DynamicCache or any(type(layer) not in PLAIN_LAYERS for layer in past.layers):
             logp[rows] = one_by_one([sequences[row] for row in rows], model, vocab_size, pad)
             scored(rows)
             continue

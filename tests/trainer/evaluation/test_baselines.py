@@ -76,7 +76,7 @@ def written(examples: list[Example], texts: list[str]) -> dict[str, Any]:
     task = resolve_tasks(examples, "files", {})["findings"]
     parsed = [task.read(text, example) for text, example in zip(texts, examples, strict=True)]
     gold = [task.gold(example) for example in examples]
-    return TaskOutputs(task, examples, texts, Outputs(texts, 1, 1.0), parsed, gold).result(200)
+    return TaskOutputs(task, examples, texts, Outputs(texts, [], 1, 1.0), parsed, gold, {}).result(200)
 
 
 def test_a_model_that_learned_nothing_is_at_its_baseline_and_one_that_learned_is_above_it(

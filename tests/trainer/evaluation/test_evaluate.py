@@ -15,7 +15,7 @@ from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError, ModelError
 from tests.support.toys import COLORS, color_examples
 from trainer.evaluation.evaluate import evaluate_model
-from trainer.evaluation.generation import find_stop_ids, generate, with_answer
+from trainer.evaluation.generation import GREEDY, find_stop_ids, generate, with_answer
 from trainer.evaluation.likelihood import completion_logp, likeliest, one_by_one
 from trainer.evaluation.tasks import EvaluateConfig, TaskConfig, resolve_tasks
 
@@ -130,6 +130,40 @@ def test_an_end_of_turn_that_is_not_eos_stops_too(make_model: MakeModel, tokeniz
     assert find_stop_ids(make_model(), tokenizer, color_examples(1)[0], TextConfig(chat_template=template)) == [0, 1]
 
 
+def test_an_eos_that_is_a_word_of_the_tokenizer_stops_nothing(
+    make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """A config's default eos is id 2, which in a trained tokenizer is "!"; id 1 is a token of its own."""
+    model, example = make_model(), color_examples(1)[0]
+    assert tokenizer.decode([2]) == "!" and model.generation_config is not None
+    for declared, stops in ((2, [0]), ([1, 2], [0, 1]), (None, [0]), (303, [0])):
+        model.generation_config.eos_token_id = declared
+        assert find_stop_ids(model, tokenizer, example, PLAIN) == stops
+
+
+def test_greedy_is_greedy_whatever_a_model_s_generation_config_asks_for(
+    make_model: MakeModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Saved and loaded: a penalty that changes what is written by its own config changes nothing here."""
+    asked = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "min_new_tokens": 4}
+    plain = make_model(initializer_range=0.3)
+    plain.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({**config, **asked}))
+    penalised = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    examples = color_examples(6)
+    _, expected = run(plain, tokenizer, tmp_path / "plain", examples)
+    metrics, predictions = run(penalised, tokenizer, tmp_path / "penalised", examples)
+    assert [row["output"] for row in predictions] == [row["output"] for row in expected]
+    assert metrics["ignored_generation_config"] == asked
+    decoding = metrics["tasks"]["color"]["decoding"]
+    assert decoding == {"method": "generate", **GREEDY, "max_new_tokens": 8, "stop_ids": [0]}
+    assert penalised.generation_config.repetition_penalty == 5.0, "a judged model is left as it was"
+    prompt = torch.tensor([encode_prompt(examples[0], tokenizer, "plain")])
+    ids = penalised.generate(prompt, max_new_tokens=8, attention_mask=torch.ones_like(prompt))[0, prompt.shape[1] :]
+    assert tokenizer.decode(ids, skip_special_tokens=True) != expected[0]["output"], "by its own config it differs"
+
+
 def test_every_prediction_and_the_counts_are_kept(
     trained: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -225,7 +259,7 @@ def test_a_model_without_plain_keys_and_values_is_scored_one_by_one(
     sequences = [([5, 6, 7], [8, 9]), ([5, 6, 7], [9]), ([4, 3], [2, 2, 2])]
     with torch.inference_mode():
         expected = completion_logp(model, sequences, 300, 1)
-        for name, value in (("DynamicCache", torch.Tensor), ("NEEDED", {"cache_params"})):
+        for name, value in (("PLAIN_LAYERS", ()), ("NEEDED", {"cache_params"})):
             monkeypatch.setattr(f"trainer.evaluation.likelihood.{name}", value)
             done: list[int] = []
             np.testing.assert_allclose(completion_logp(model, sequences, 300, 1, done.extend), expected, rtol=1e-4)
