@@ -117,7 +117,7 @@ class ModelConfig(Section):
     model: str
     """Folder or hub id `owner/name[@revision]`; a folder with only config.json is initialised from `run.seed`."""
     dtype: Dtype = "float32"
-    """Data type of the weights while they are used."""
+    """Data type that the model is read in and computes in; weights that are trained are float32 all the same."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; its default unless given."""
     trust_remote_code: bool = False

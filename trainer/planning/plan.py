@@ -10,10 +10,12 @@ Evaluation, the reading of targets and several GPUs' talk with each other are no
 
 from dataclasses import dataclass
 
+from cache_builder.config import ModelConfig
 from cache_builder.format.size import CacheSize
 from trainer.config import Experiment, TrainingConfig
 from trainer.planning.corpus_size import CorpusSize
 from trainer.planning.model_size import ModelSize
+from trainer.precision import for_training
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_BYTES: dict[str | None, float] = {"8bit": 1.0, "4bit": 0.5}
@@ -133,8 +135,8 @@ class Plan:
             activations=4.0 * DTYPE_BYTES[config.dtype] * experiment.cache.batch_tokens * teacher.hidden,
             logits=4.0 * LOGIT_CHUNK * teacher.vocabulary,
         )
-        tuned = self.training_memory("sft teacher", teacher, config.dtype, experiment.sft.teacher)
-        student = self.training_memory("distill", self.student, experiment.student.dtype, experiment.distill)
+        tuned = self.training_memory("sft teacher", teacher, config.as_trained(), experiment.sft.teacher)
+        student = self.training_memory("distill", self.student, experiment.student, experiment.distill)
         return [*([tuned] if self.fine_tunes else []), build, student]
 
     def build_flops(self) -> float:
@@ -158,11 +160,12 @@ class Plan:
         """Return the operations of a forward pass with the head at positions only."""
         return model.body_flops(tokens, self.corpus.attention_length) + model.head_flops(positions)
 
-    def training_memory(self, name: str, model: ModelSize, dtype: str, config: TrainingConfig) -> Memory:
-        """Weights, what is kept for each of them, and what is kept of a micro-batch."""
+    def training_memory(self, name: str, model: ModelSize, loaded: ModelConfig, config: TrainingConfig) -> Memory:
+        """Weights, what is kept for each of them, and what is kept of a micro-batch; trained weights are float32."""
+        loaded, config = for_training(loaded, config)
         half = config.other_arguments.get("bf16") or config.other_arguments.get("fp16")
-        width = 2 if half else DTYPE_BYTES[dtype]
-        weights = float(model.parameters * DTYPE_BYTES[dtype])
+        width = 2 if half else DTYPE_BYTES[loaded.dtype]
+        weights = float(model.parameters * DTYPE_BYTES[loaded.dtype])
         lora = self._has_adapters(model)
         layers = ACTIVATION_BYTES * model.layers
         if config.other_arguments.get("gradient_checkpointing"):

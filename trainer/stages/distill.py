@@ -36,6 +36,7 @@ from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method
 from trainer.methods.schedules import SCHEDULES, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
+from trainer.precision import for_training
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.student_losses import student_sft_folder
@@ -141,12 +142,12 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     Raises:
         CacheMismatchError: the cache was built with another tokenizer, template, length or corpus.
     """
-    method, config = get_method(method_name), experiment.distill
+    method = get_method(method_name)
+    start, config = for_training(_start(experiment), experiment.distill)
     tokenizer = prepared.tokenizer
     check_cache(cache, prepared, experiment)
     check_method(cache, method, config.aw_source)
     best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
-    start = _start(experiment)
     losses = read_aw_losses(experiment, cache) if WEIGHTINGS[method.weighting].adaptive else None
     folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"
     inputs = {

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
@@ -18,6 +19,7 @@ from trainer.config import Experiment
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
+from trainer.precision import for_training
 from trainer.stages.lora import load_student, merge_saved
 
 ORDER_CHUNK_POSITIONS = 4096
@@ -39,8 +41,8 @@ def fine_tune(
     experiment: Experiment, prepared: Prepared, role: Role, folder: Path, rows: np.ndarray | None = None
 ) -> Path:
     """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
-    model_config = experiment.teacher.as_trained() if role == "teacher" else experiment.student
-    config = experiment.sft.teacher if role == "teacher" else experiment.sft.student
+    model_config: ModelConfig = experiment.teacher.as_trained() if role == "teacher" else experiment.student
+    model_config, config = for_training(model_config, getattr(experiment.sft, role))
     keep = experiment.teacher.checkpoints if role == "teacher" else 0
     assert isinstance(keep, int)
     inputs: dict[str, Any] = {

@@ -80,7 +80,9 @@ def test_memory_counts_weights_gradients_and_both_moments_by_the_number_type() -
     assert found["cache build"].weights == 2 * 8e9  # bfloat16
     student = found["distill"]
     assert (student.weights, student.gradients, student.adam) == (4 * 3e9, 4 * 3e9, 8 * 3e9)
-    assert found["sft teacher"].adam == 2 * 2 * 8e9
+    assert found["sft teacher"].adam == 2 * 4 * 8e9, "trained weights and moments are float32, whatever is read"
+    half = memory(plan("student.dtype='bfloat16'"))["distill"]
+    assert half == student, "the plan's student computes in bfloat16 by bf16 = true"
     assert memory(plan("teacher.tensor_parallel=4"))["cache build"].weights == 2 * 8e9 / 4
     quantised = plan("teacher.quantization='4bit'", "teacher.device_map='auto'")
     assert memory(quantised)["cache build"].weights == 4e9

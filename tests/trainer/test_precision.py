@@ -1,0 +1,99 @@
+"""Trained weights are float32: what `dtype` says, they are computed in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cache_builder.config import ModelConfig
+from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheMismatchError
+from cache_builder.models.loading import load_model
+from tests.support.toys import load_toy, write_toy
+from trainer.config import LoraSection, SftConfig, StudentConfig
+from trainer.precision import for_training
+from trainer.stages.distill import distill
+from trainer.stages.lora import load_student
+from trainer.stages.sft import sft_student, sft_teacher
+
+HALF = "student.dtype='bfloat16'"
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("half"), 24).parent
+
+
+def fine_tuned(folder: Path, name: str, *overrides: str) -> dict[str, np.ndarray]:
+    experiment = load_toy(folder / "experiment.toml", f"run.output_dir='{folder / name}'", *overrides)
+    return weights(sft_student(experiment, Prepared(experiment)) / "last")
+
+
+def test_a_half_precision_student_trains_float32_weights_under_autocast(folder: Path) -> None:
+    half = fine_tuned(folder, "half", HALF)
+    named = fine_tuned(folder, "named", "sft.student.bf16=true")
+    assert all(values.dtype == np.float32 for values in half.values())
+    assert half.keys() == named.keys() and all((half[name] == named[name]).all() for name in half)
+
+
+def test_small_updates_are_not_rounded_away(folder: Path) -> None:
+    """At a rate of 1e-6 nearly every weight moves, by less than what most of them would need to be another bfloat16."""
+    after = fine_tuned(folder, "slow", HALF, "sft.student.learning_rate=1e-6", "sft.student.num_train_epochs=1")
+    before = load_model(ModelConfig(model=str(folder / "student-init")), 0).state_dict()
+    moved = {name: values != before[name].numpy() for name, values in after.items()}
+    share = np.concatenate([each.ravel() for each in moved.values()]).mean()
+    rounded = [torch.from_numpy(after[name]).bfloat16() != before[name].bfloat16() for name in after]
+    assert share > 0.9 and torch.cat([each.ravel() for each in rounded]).float().mean() < share / 5
+
+
+def test_a_half_precision_teacher_is_fine_tuned_in_float32(folder: Path) -> None:
+    options = ("teacher.dtype='bfloat16'", "teacher.checkpoints=1", "sft.teacher.num_train_epochs=1")
+    experiment = load_toy(folder / "experiment.toml", f"run.output_dir='{folder / 'teacher'}'", *options)
+    (checkpoint,) = sft_teacher(experiment, Prepared(experiment)).glob("checkpoint-*")
+    assert all(values.dtype == np.float32 for values in weights(checkpoint).values())
+    read = load_model(experiment.teacher, 0, str(checkpoint))
+    assert read.dtype == torch.bfloat16, "the cache's builder still reads it as asked"
+
+
+def test_a_half_precision_student_is_distilled_in_float32(toy: Any) -> None:
+    experiment, cache, prepared = toy(HALF)
+    folder = distill(experiment, "td", 0, cache, prepared)
+    assert all(values.dtype == np.float32 for values in weights(folder / "last").values())
+    assert json.loads((folder / "inputs.json").read_text())["training"]["bf16"] is True
+
+
+def test_what_was_trained_in_half_precision_is_refused_by_name(folder: Path) -> None:
+    experiment = load_toy(folder / "experiment.toml", f"run.output_dir='{folder / 'old'}'", HALF)
+    prepared = Prepared(experiment)
+    inputs = sft_student(experiment, prepared) / "inputs.json"
+    recorded = json.loads(inputs.read_text())
+    inputs.write_text(json.dumps({**recorded, "model": {**recorded["model"], "dtype": "bfloat16"}}))
+    with pytest.raises(CacheMismatchError, match=r"student was made from other settings.*\n  model: it has .*bfloat16"):
+        sft_student(experiment, prepared)
+
+
+def test_the_autocast_that_a_section_gives_stands() -> None:
+    model = ModelConfig(model="m", dtype="bfloat16")
+    for given in ({"bf16": False}, {"fp16": True}):
+        config = SftConfig.model_validate(given)
+        trained, same = for_training(model, config)
+        assert trained.dtype == "float32" and same == config
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_are_float32_on_a_half_precision_base(folder: Path, tmp_path: Path) -> None:
+    load_model(ModelConfig(model=str(folder / "student-init")), 0).save_pretrained(tmp_path / "base")
+    config = StudentConfig(model=str(tmp_path / "base"), dtype="bfloat16", lora=LoraSection(r=2))
+    sft = SftConfig()
+    assert for_training(config, sft) == (config, sft)
+    model = load_student(config, 0)
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
