@@ -7,7 +7,8 @@
     row           80 % of each pool by seed, as in the paper  20 %; its documents occur in training too: it leaks
     group         80 % of each pool's documents by seed       the other documents
 
-Held-out examples are taken from training; with "group", whole documents.
+Held-out examples are taken from training, a tenth of it unless `data.validation_fraction` says otherwise, so 72 % of a
+pool is trained on; with "group", whole documents.
 """
 
 import ast
