@@ -10,7 +10,7 @@ risk    j* = argmin_j  R(p_j) + |R(q) − R(p_j)|                              �
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class StageChoice:
     distance: dict[str, float] = field(default_factory=dict)
     """KL(q‖p_j) or |R(q) − R(p_j)|, nats per position."""
     margin: float | None = None
+    """How far the second-best sum of both terms was, nats per position."""
+    margin_error: float | None = None
+    """Its standard error over the probe's sequences, in pairs; a choice within it could as well have been the other."""
 
     def to_json(self, metric: Metric) -> dict[str, Any]:
         """Return the stage as the plan file has it, its two terms under the names that the metric gives them."""
@@ -48,14 +51,48 @@ class StageChoice:
         return cls(quality=quality, distance=distance, **value)
 
 
-def choose(stage: int, first_step: int, quality: dict[str, float], distance: dict[str, float]) -> StageChoice:
-    """Return the checkpoint with the least sum of both terms; of equals, the later one."""
+class ProbeSums(NamedTuple):
+    """Both terms together, summed over each sequence of the probe."""
+
+    total_S: dict[str, np.ndarray]
+    """By checkpoint, nats, f64."""
+    positions_S: np.ndarray
+
+
+def choose(
+    stage: int,
+    first_step: int,
+    quality: dict[str, float],
+    distance: dict[str, float],
+    sums: ProbeSums | None = None,
+) -> StageChoice:
+    """Return the checkpoint with the least sum of both terms; of equals, the later one.
+
+    With `sums`, the margin has its standard error.
+    """
     names = list(quality)
     totals = np.array([quality[name] + distance[name] for name in names])
     best = len(names) - 1 - int(np.argmin(totals[::-1]))
-    others = np.delete(totals, best)
-    margin = float(others.min() - totals[best]) if len(others) else None
-    return StageChoice(stage, first_step, names[best], quality, distance, margin)
+    if len(names) == 1:
+        return StageChoice(stage, first_step, names[best], quality, distance)
+    second = min((index for index in range(len(names)) if index != best), key=lambda index: totals[index])
+    error = None if sums is None else margin_error(sums, names[best], names[second])
+    margin = float(totals[second] - totals[best])
+    return StageChoice(stage, first_step, names[best], quality, distance, margin, error)
+
+
+def margin_error(sums: ProbeSums, first: str, second: str) -> float | None:
+    """Return the standard error of the mean difference per position of two checkpoints' sums; None of one sequence.
+
+    Positions of one sequence are not independent, so sequences are what is sampled: the mean is a ratio of two sums
+    over them, Σ difference / Σ positions, and its error is that of the residuals.
+    """
+    difference_S, sequences = sums.total_S[second] - sums.total_S[first], len(sums.positions_S)
+    if sequences < 2:
+        return None
+    positions = sums.positions_S.sum()
+    residual_S = difference_S - difference_S.sum() / positions * sums.positions_S
+    return float(np.sqrt(sequences / (sequences - 1) * (residual_S**2).sum()) / positions)
 
 
 def risk_terms(risks: dict[str, float], student_risk: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -98,7 +135,7 @@ class Evidence(Protocol):
     def best(self) -> str:
         """The best of them."""
 
-    def terms(self) -> tuple[dict[str, float], dict[str, float]]:
+    def terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums | None]:
         """Measure how far every checkpoint is from the best one, and from the student as it is now; nats a position."""
 
 

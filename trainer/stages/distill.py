@@ -34,7 +34,7 @@ from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method
-from trainer.methods.schedules import SCHEDULES, StageChoice, best_checkpoint, risk_terms
+from trainer.methods.schedules import SCHEDULES, ProbeSums, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
 from trainer.stages.crossfit import AwLosses, read_aw_losses
@@ -55,6 +55,7 @@ class DistillTrainer(SequenceTrainer):
         if choice.choice is None:
             return choice
         self._log_weights(choice.choice)
+        self._warn_of_the_margin(choice)
         if self.settings.temperature > 1.0:
             self._warn_of_temperature(choice.choice)
         return choice
@@ -64,11 +65,11 @@ class DistillTrainer(SequenceTrainer):
         """The cache's complete checkpoints, oldest first."""
         return self.cache.checkpoints
 
-    def terms(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return both terms of the schedule for every checkpoint, by the metric of the experiment."""
+    def terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums | None]:
+        """Return both terms of the schedule for every checkpoint, by the metric of the experiment, and by sequence."""
         return METRICS[self.experiment.distill.schedule_metric](self)
 
-    def kl_terms(self) -> tuple[dict[str, float], dict[str, float]]:
+    def kl_terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums]:
         """Return KL(p_best‖p_j) and KL(q‖p_j) for every checkpoint j, means over the probe's positions."""
         student = self._probe_student()
         known = {
@@ -76,9 +77,16 @@ class DistillTrainer(SequenceTrainer):
             for name in self.cache.checkpoints
         }
         anchor = known[self.best]
+        quality_P = {name: bucket_kl(*anchor, *teacher).numpy() for name, teacher in known.items()}
+        distance_P = {name: bucket_kl(*student, *teacher).numpy() for name, teacher in known.items()}
+        rows, offsets = self.cache.probe_rows, self.cache.corpus.position_offsets
+        positions_S = offsets[rows + 1] - offsets[rows]
+        sequence_P = np.repeat(np.arange(len(rows)), positions_S)
+        total_S = {name: np.bincount(sequence_P, quality_P[name] + distance_P[name], len(rows)) for name in known}
         return (
-            {name: bucket_kl(*anchor, *teacher).mean().item() for name, teacher in known.items()},
-            {name: bucket_kl(*student, *teacher).mean().item() for name, teacher in known.items()},
+            {name: float(values.mean()) for name, values in quality_P.items()},
+            {name: float(values.mean()) for name, values in distance_P.items()},
+            ProbeSums(total_S, positions_S),
         )
 
     def _probe_student(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,12 +99,12 @@ class DistillTrainer(SequenceTrainer):
         probe = run_probe(read, cache.corpus, cache.probe_rows, cache.probe_ids, self.rows.pad_id, batch_tokens)
         return _outcomes(*probe)
 
-    def risk_terms(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return §5.1's terms, all three risks as mean loss per position on the training data."""
+    def risk_terms(self) -> tuple[dict[str, float], dict[str, float], None]:
+        """Return §5.1's terms, all three risks as mean loss per position on all of the training data: no sample."""
         positions = self.cache.corpus.n_positions
         risks = {name: float(self.cache.losses(name).sum()) / positions for name in self.cache.checkpoints}
         losses = self.corpus_losses(self.cache.corpus)
-        return risk_terms(risks, float(losses.sum()) / positions)
+        return *risk_terms(risks, float(losses.sum()) / positions), None
 
     def _log_weights(self, teacher: str) -> None:
         """Log how the stage's sequences are weighed, and warn where the weights have lost their meaning."""
@@ -111,6 +119,15 @@ class DistillTrainer(SequenceTrainer):
             self._warn(
                 f"the mean weight of {teacher} is {mean:.3f}, outside [0.1, 0.9]: adaptive weighting has become "
                 f"{plain}; one of the two models has memorised the training data, so fine-tune it for fewer epochs"
+            )
+
+    def _warn_of_the_margin(self, choice: StageChoice) -> None:
+        """Say where the probe is too small to tell the chosen checkpoint from the next one."""
+        if choice.margin is not None and choice.margin_error is not None and choice.margin < choice.margin_error:
+            self._warn(
+                f"stage {choice.stage}: {choice.choice} is {choice.margin:.2g} nats ahead of the next one, less "
+                f"than its standard error, {choice.margin_error:.2g}; other sequences might choose the other. Raise "
+                "cache.probe_sequences to tell them apart"
             )
 
     def _warn_of_temperature(self, teacher: str) -> None:

@@ -1,9 +1,10 @@
 """The schedule's choice, its reasons, and what is best."""
 
+import numpy as np
 import pytest
 
 from cache_builder.errors import ConfigError
-from trainer.methods.schedules import StageChoice, best_checkpoint, choose, risk_terms
+from trainer.methods.schedules import ProbeSums, StageChoice, best_checkpoint, choose, risk_terms
 
 NAMES = ("early", "middle", "late")
 
@@ -25,6 +26,32 @@ def test_a_single_checkpoint_has_no_margin() -> None:
     assert choose(0, 0, {"late": 0.0}, {"late": 3.0}).margin is None
 
 
+def test_the_margin_s_error_is_that_of_paired_sequences_by_hand() -> None:
+    """Differences 2, 0 and 4 nats over 1, 1 and 2 positions: a mean of 1.5, residuals .5, −1.5 and 1."""
+    sums = ProbeSums({"early": np.array([3.0, 5.0, 1.0]), "late": np.array([1.0, 5.0, -3.0])}, np.array([1, 1, 2]))
+    choice = choose(0, 0, {"early": 9 / 4, "late": 3 / 4}, {"early": 0.0, "late": 0.0}, sums)
+    assert (choice.choice, choice.margin) == ("late", pytest.approx(1.5))
+    assert choice.margin_error == pytest.approx((3 / 2 * (0.25 + 2.25 + 1)) ** 0.5 / 4)
+    one = ProbeSums({name: sums_S[:1] for name, sums_S in sums.total_S.items()}, np.array([1]))
+    assert choose(0, 0, choice.quality, choice.distance, one).margin_error is None
+
+
+def test_the_margin_s_error_is_how_much_margins_of_drawn_probes_vary() -> None:
+    generator = np.random.default_rng(0)
+    margins, errors = [], []
+    for _ in range(300):
+        positions = generator.integers(1, 9, 60)
+        shared = generator.normal(0, 3, 60)  # both checkpoints find the same sequences hard: paired, it cancels
+        early = positions * (1.0 + shared + generator.normal(0, 0.5, 60))
+        late = positions * (0.8 + shared)
+        means = {"early": early.sum() / positions.sum(), "late": late.sum() / positions.sum()}
+        choice = choose(0, 0, means, dict.fromkeys(means, 0.0), ProbeSums({"early": early, "late": late}, positions))
+        assert choice.margin is not None and choice.margin_error is not None
+        margins.append(choice.margin if choice.choice == "late" else -choice.margin)
+        errors.append(choice.margin_error)
+    assert np.mean(errors) == pytest.approx(np.std(margins), rel=0.15)
+
+
 def test_risks_prefer_a_teacher_as_good_as_needed() -> None:
     quality, distance = risk_terms({"early": 3.0, "middle": 2.0, "late": 1.0}, student_risk=2.0)
     assert quality == {"early": 3.0, "middle": 2.0, "late": 1.0}
@@ -35,6 +62,8 @@ def test_a_stage_survives_its_file() -> None:
     choice = choose(1, 20, {"early": 0.3, "late": 0.0}, {"early": 0.1, "late": 0.9})
     for metric in ("kl", "risk"):
         assert StageChoice.from_json(choice.to_json(metric)) == choice  # type: ignore[arg-type]
+    old = {name: value for name, value in choice.to_json("kl").items() if name != "margin_error"}
+    assert StageChoice.from_json(old) == choice, "plans written before have no error of the margin"
     unscheduled = StageChoice(0, 0, "late")
     assert StageChoice.from_json(unscheduled.to_json("kl")) == unscheduled
 

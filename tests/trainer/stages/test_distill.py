@@ -87,6 +87,7 @@ def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
         assert stage["choice"] == names[int(np.argmin(totals))]
         assert stage["margin"] == pytest.approx(sorted(totals)[1] - sorted(totals)[0], rel=5e-2, abs=1e-3)
         assert stage["student_kl"][planted] == pytest.approx(0, abs=1e-4)
+        assert 0 < stage["margin_error"] < 10 * stage["margin"]
 
 
 def test_the_cached_losses_are_the_models_own(built: tuple[Experiment, Cache, Prepared]) -> None:
