@@ -38,6 +38,7 @@ from cache_builder.errors import ModelError
 from cache_builder.models.lm_head import Head, hidden_states_at, matmul, project, read_head, verify_head
 from cache_builder.targets.sparse import Targets
 from tests.support.batches_of_noise import VOCABULARY, dense_logp, make_batch, uniforms
+from tests.support.odd_families import OddOnRealTokens
 from trainer.loss.fused import distillation_loss
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -155,20 +156,20 @@ def test_the_soft_cap_of_xlstm_is_known_and_one_that_is_not_is_seen_in_any_preci
         verify_head(copy.deepcopy(model))
 
 
-class OddOnRealTokens(LlamaForCausalLM):
-    """A family whose logits are its own only for tokens that the first check does not use."""
-
-    def forward(self, input_ids=None, **kwargs):
-        output = super().forward(input_ids=input_ids, **kwargs)
-        output.logits = torch.where((input_ids > 5)[..., None], output.logits * 1.05, output.logits)
-        return output
-
-
 def test_the_head_is_compared_again_on_the_first_real_batch(make_model):
     model = OddOnRealTokens(make_model().config).eval()
     verify_head(model)
     with pytest.raises(ModelError, match=r"OddOnRealTokens.*not supported"):
         captured(model, make_batch())
+
+
+def test_a_model_under_autocast_is_held_to_half_precision_and_one_without_is_not(make_model):
+    model, batch = make_model(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        verify_head(model, batch)
+    odd = OddLlama(model.config).eval()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ModelError, match=r"OddLlama.*not supported"):
+        verify_head(odd, batch)
 
 
 def test_a_head_that_reads_something_else_than_the_hidden_states_is_refused(make_model):

@@ -77,6 +77,7 @@ def test_a_capture_has_the_head_at_positions_only(positions: int) -> None:
     model, size = load(MODELS[0])
     at = batch(positions)
     verify_head(model)
+    verify_head(model, at)  # its own logits are had once, and not counted
     uniforms_MS = tail_uniforms(0, "count", np.arange(ROWS * positions), 2)
     counted = count(lambda: capture(model, at, size.vocabulary, top_k=4, top_p=1.0, uniforms_MS=uniforms_MS))
     formula = size.body_flops(ROWS * TOKENS, TOKENS) + size.head_flops(ROWS * positions)
