@@ -83,6 +83,19 @@ def encode_prompt(
     return prompt if max_length is None else _cut_middle(prompt, max(0, len(prompt) - max_length))
 
 
+def training_prompt(
+    example: Example, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, train_on: TrainOn = "all"
+) -> tuple[int, list[int]]:
+    """Return the first turn that is trained on, and the tokens before it.
+
+    Raises:
+        DataError: as `encode`.
+    """
+    conversation = open_conversation(example, tokenizer, chat_template)
+    first = segments(conversation, conversation.trained_turns(train_on))[0]
+    return first.turn, _tokenize(tokenizer, first.text)
+
+
 def encode_text(
     example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, split_documents: bool
 ) -> list[Encoded]:

@@ -6,6 +6,7 @@ data ──▶ examples ──▶ [train a tokenizer]  ──▶ corpus/train, c
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.config import CacheExperiment
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.corpus import Corpus, build_corpus
+from cache_builder.data.deployment import Deployment, make_deployment
 from cache_builder.data.digests import content_digests
 from cache_builder.data.examples import Split
 from cache_builder.data.splits import data_files, load_splits
@@ -31,6 +33,7 @@ class Prepared:
 
     def __init__(self, experiment: CacheExperiment) -> None:
         self.examples: dict[str, Split] = load_splits(experiment.data, experiment.run.seed)
+        self.text = experiment.text
         with folder_lock(experiment.output_dir):  # several processes of one run must not write one corpus
             inputs = _data_inputs(experiment)
             self.tokenizer = prepare_tokenizer(experiment, self.examples["train"], inputs)
@@ -39,6 +42,11 @@ class Prepared:
             self.train = self._corpus(experiment, "train", inputs)
             held_out = len(self.examples["validation"])
             self.validation = self._corpus(experiment, "validation", inputs) if held_out else None
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """What travels with every model that is trained on the corpus."""
+        return make_deployment(self.tokenizer, self.text, self.examples["train"], self.train)
 
     def _corpus(self, experiment: CacheExperiment, split: str, inputs: dict[str, Any]) -> Corpus:
         def build(folder: Path) -> Corpus:

@@ -33,6 +33,7 @@ from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.data.batching import Batch
 from cache_builder.data.corpus import Corpus
+from cache_builder.data.deployment import Deployment
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.models.weights import check_loaded
@@ -69,6 +70,8 @@ class LoopSettings:
     parameter: float | None = None
     """The divergence's, where it has one; TAID's is the t from which its rule moves it."""
     temperature: float = 1.0
+    deployment: Deployment | None = None
+    """What is written beside every model that is saved; None where nobody is to use them."""
 
 
 class SequenceTrainer(Trainer):
@@ -294,6 +297,12 @@ class SequenceTrainer(Trainer):
             self.save_folder("best")
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as Trainer does, and what others need to use the model."""
+        super()._save(output_dir, state_dict)
+        if self.settings.deployment is not None and self.args.should_save:
+            self.settings.deployment.finish(Path(output_dir or self.settings.output_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then mark the checkpoint as finished."""

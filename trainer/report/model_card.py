@@ -79,6 +79,7 @@ def write_model_card(folder: Path, run: Run) -> Path:
         choices=[stage.choice for stage in distilled.stages if stage.choice],
         weighed=WEIGHED.get(str(setting(run.config, "distill", "aw_source")), "not recorded"),
         adapters=(folder / ADAPTER_FILE).is_file(),
+        template=(folder / "chat_template.jinja").is_file(),
     )
     path = folder / CARD
     write_text(path, text)

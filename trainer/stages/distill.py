@@ -191,7 +191,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         best=best,
         experiment=experiment,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=prepared.deployment.tokenizer,
         rows=CachedRows(cache, tokenizer.pad_token_id, weigher(method, config, losses, len(cache.corpus))),
         validation=prepared.validation,
         settings=LoopSettings(
@@ -202,6 +202,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             epochs_per_stage=config.epochs_per_stage,
             **divergence_settings(method, config),
             temperature=config.temperature,
+            deployment=prepared.deployment,
         ),
         stream=RowStream(
             cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
@@ -221,7 +222,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
         }
         write_json(folder / "plan.json", plan)
-        merge_saved(folder, start, seed)
+        merge_saved(folder, start, seed, prepared.deployment.finish)
         trainer.drop_resume_state()
         finish_stage(
             folder, {"steps": trainer.machine.total_steps, "best_step": saved.best_step, "best_loss": saved.best_loss}

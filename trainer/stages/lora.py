@@ -9,6 +9,7 @@ directly.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -49,8 +50,11 @@ def load_student(config: ModelConfig, seed: int) -> PreTrainedModel:
         return cast(PreTrainedModel, get_peft_model(base, options))
 
 
-def merge_saved(output_dir: Path, config: ModelConfig, seed: int) -> None:
-    """Turn the adapters in best/ and last/ into plain models, each whole or not at all, where `lora.merge` says so."""
+def merge_saved(output_dir: Path, config: ModelConfig, seed: int, finish: Callable[[Path], None]) -> None:
+    """Turn the adapters in best/ and last/ into plain models, each whole or not at all, where `lora.merge` says so.
+
+    `finish` writes into a model's folder what others need to use it: merging takes the base's generation config.
+    """
     if not (isinstance(config, StudentConfig) and config.lora and config.lora.merge):
         return
     from peft import PeftModel
@@ -64,5 +68,6 @@ def merge_saved(output_dir: Path, config: ModelConfig, seed: int) -> None:
         shutil.copytree(folder, part, ignore=shutil.ignore_patterns("adapter_*", "README.md"))
         base = load_model(config, seed, adapter.base_location)
         PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(part)
+        finish(part)
         shutil.rmtree(folder)
         part.rename(folder)

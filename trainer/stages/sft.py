@@ -76,15 +76,15 @@ def fine_tune(
         stages=1,
         epochs_per_stage=config.num_train_epochs,
         save_at=frozenset(kept_steps),
+        deployment=prepared.deployment,
     )
     pad_id = prepared.tokenizer.pad_token_id
     stream = RowStream(corpus.position_offsets, ORDER_CHUNK_POSITIONS, len(corpus), experiment.run.seed, rows)
-    trainer = SequenceTrainer(
-        model, prepared.tokenizer, Rows(corpus, corpus.sample_ids, pad_id), prepared.validation, settings, stream
-    )
+    tokenizer, dataset = prepared.deployment.tokenizer, Rows(corpus, corpus.sample_ids, pad_id)
+    trainer = SequenceTrainer(model, tokenizer, dataset, prepared.validation, settings, stream)
     progress = trainer.run()
     if trainer.is_world_process_zero():
-        merge_saved(folder, model_config, experiment.run.seed)
+        merge_saved(folder, model_config, experiment.run.seed, prepared.deployment.finish)
         if keep:
             losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
             write_json(

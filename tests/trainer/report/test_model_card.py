@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,16 @@ def test_a_student_without_scores_or_cache_still_has_a_card(tmp_path: Path) -> N
     text = write_model_cards(tmp_path / "run")[0].read_text(encoding="utf-8")
     assert "had not been evaluated" in text and "not readable when this card was written" in text
     assert "| teacher | not recorded, fine-tuned |" in text
+
+
+def test_a_card_says_how_to_prompt_where_the_template_is_there(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    folder = tmp_path / "run" / "distill" / "td" / "seed-0" / "best"
+    card = write_model_card(folder, read_run(tmp_path / "run"))
+    assert "apply_chat_template" not in card.read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    text = write_model_card(folder, read_run(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "apply_chat_template" in text and "vllm serve" in text
 
 
 def test_a_folder_of_another_run_is_refused(run_dir: Path, tmp_path: Path) -> None:
