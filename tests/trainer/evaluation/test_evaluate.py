@@ -145,14 +145,14 @@ def test_greedy_is_greedy_whatever_a_model_s_generation_config_asks_for(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     """Saved and loaded: a penalty that changes what is written by its own config changes nothing here."""
-    asked = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "min_new_tokens": 4}
-    plain = make_model(initializer_range=0.3)
+    plain, examples = make_model(initializer_range=0.3), color_examples(6)
+    _, expected = run(plain, tokenizer, tmp_path / "plain", examples)
+    written = tokenizer(expected[0]["output"])["input_ids"]
+    asked = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "suppress_tokens": written}
     plain.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({**config, **asked}))
     penalised = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
-    examples = color_examples(6)
-    _, expected = run(plain, tokenizer, tmp_path / "plain", examples)
     metrics, predictions = run(penalised, tokenizer, tmp_path / "penalised", examples)
     assert [row["output"] for row in predictions] == [row["output"] for row in expected]
     assert metrics["ignored_generation_config"] == asked
