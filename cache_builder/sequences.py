@@ -2,6 +2,7 @@
 
 Sequences            token_offsets [n+1], sequence(row) ─▶ token ids, completion mask
   NumberedSequences  position_offsets [n+1], sample_ids
+    FlatSequences    tokens, completion: every row one after the other, as a cache stores them
 """
 
 from abc import abstractmethod
@@ -28,6 +29,19 @@ class SampleIds(Sequence[str]):
         return self.read(range(len(self))[index]).decode()
 
 
+class FlatSampleIds(SampleIds):
+    """Ids one after the other: `text` u8 [bytes], `offsets` i64 [n+1]."""
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
+        self.text, self.offsets = text, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, row: int) -> bytes:
+        return bytes(self.text[self.offsets[row] : self.offsets[row + 1]])
+
+
 class Sequences(Protocol):
     """Sequences by row."""
 
@@ -51,3 +65,18 @@ class NumberedSequences(Sequences, Protocol):
     def n_positions(self) -> int: ...
 
     def __len__(self) -> int: ...
+
+
+class FlatSequences(NumberedSequences, Protocol):
+    """Sequences that lie one after the other."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Return all rows' ids, u32 [tokens]."""
+
+    @property
+    def completion(self) -> np.ndarray:
+        """Return which tokens belong to a completion, bool [tokens]."""
+
+    @property
+    def sample_ids(self) -> FlatSampleIds: ...

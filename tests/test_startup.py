@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,10 +30,12 @@ FIXTURE = "tests/fixtures/cache_v1"
         f"cache verify {FIXTURE}",
         "cache info configs/pubmedqa-llama.toml",
         "cache push --help",
+        f"cache pull {FIXTURE} {{tmp}}/copy",
     ],
 )
-def test_a_command_that_needs_no_model_imports_nothing_that_is_slow(command: str) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *command.split()], cwd=ROOT, capture_output=True, text=True)
+def test_a_command_that_needs_no_model_imports_nothing_that_is_slow(command: str, tmp_path: Path) -> None:
+    arguments = command.format(tmp=tmp_path).split()
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True)
     missing = "configs/" in command  # the cache of an experiment that was never run
     assert done.returncode == (2 if missing else 0), done.stderr
     assert done.stderr.splitlines()[-1].split() == ["slow:"]

@@ -22,13 +22,14 @@ from cache_builder.cache.corpus_view import CachedCorpus
 from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES, open_arrays
 from cache_builder.capture.backend import OpenEngine
 from cache_builder.config import CacheExperiment, expand
-from cache_builder.data.corpus import Corpus, FileSampleIds
+from cache_builder.data.corpus import Corpus
 from cache_builder.format.manifest import (
     CORPUS,
     CorpusGroup,
     Manifest,
     read_group,
 )
+from cache_builder.sequences import FlatSampleIds
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
 
@@ -121,7 +122,7 @@ def _portable(corpus: Corpus) -> Corpus:
     """The corpus with plain arrays instead of files."""
     portable, ids = copy.copy(corpus), corpus.sample_ids
     portable.tokens, portable.completion = _plain(corpus.tokens), _plain(corpus.completion)
-    portable.sample_ids = FileSampleIds(_plain(ids.text), ids.offsets)
+    portable.sample_ids = FlatSampleIds(_plain(ids.text), ids.offsets)
     return portable
 
 

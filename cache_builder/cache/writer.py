@@ -9,7 +9,6 @@ finish      loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger)
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,11 +42,9 @@ from cache_builder.format.manifest import (
 from cache_builder.format.records import RecordLayout, decode_scalars, encode_records, records_spec
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
 from cache_builder.positions import sum_rows
+from cache_builder.sequences import FlatSequences
 from cache_builder.storage.base import Store
 from cache_builder.targets.sparse import Targets
-
-if TYPE_CHECKING:
-    from cache_builder.data.corpus import Corpus
 
 RECORDS = "records"
 LEDGER = "ledger"
@@ -75,7 +72,7 @@ def write_vector(store: Store, group: str, name: str, values: np.ndarray, dtype:
     return write_array(store, group, name, spec, lambda start, end: values[..., start:end])
 
 
-def create_cache(store: Store, manifest: Manifest, corpus: "Corpus") -> None:
+def create_cache(store: Store, manifest: Manifest, corpus: FlatSequences) -> None:
     """Write manifest and corpus where they are not there yet.
 
     Raises:
@@ -103,7 +100,7 @@ def create_cache(store: Store, manifest: Manifest, corpus: "Corpus") -> None:
         store.commit(group_key(CORPUS), seal(CorpusGroup(files=files)))
 
 
-def _write_corpus(store: Store, corpus: "Corpus", vocab_size: int) -> Ledger:
+def _write_corpus(store: Store, corpus: FlatSequences, vocab_size: int) -> Ledger:
     def tokens(start: int, end: int) -> np.ndarray:
         block = corpus.tokens[start:end]
         if block.max(initial=0) >= vocab_size:

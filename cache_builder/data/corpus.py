@@ -26,24 +26,11 @@ from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import DataError
 from cache_builder.positions import is_position
-from cache_builder.sequences import SampleIds
+from cache_builder.sequences import FlatSampleIds
 from cache_builder.steps import finish_stage, finished_result, stage_result
 
 FINGERPRINT_VERSION = b"footsteps corpus 1"
 FILES = ("tokens.u32", "completion.u8", "offsets.i64", "ids.u8", "id_offsets.i64")
-
-
-class FileSampleIds(SampleIds):
-    """Ids in two flat files."""
-
-    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
-        self.text, self.offsets = text, offsets
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def read(self, row: int) -> bytes:
-        return bytes(self.text[self.offsets[row] : self.offsets[row + 1]])
 
 
 class Corpus:
@@ -67,7 +54,7 @@ class Corpus:
         self.position_offsets = np.ascontiguousarray(offsets[:, 1])
         self.tokens = np.memmap(folder / "tokens.u32", dtype="<u4", mode="r")
         self.completion = np.memmap(folder / "completion.u8", dtype=np.bool_, mode="r")
-        self.sample_ids = FileSampleIds(
+        self.sample_ids = FlatSampleIds(
             np.memmap(folder / "ids.u8", dtype=np.uint8, mode="r"), np.fromfile(folder / "id_offsets.i64", dtype="<i8")
         )
 

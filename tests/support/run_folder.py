@@ -10,7 +10,6 @@ import tomli_w
 
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
-from cache_builder.data.corpus import FileSampleIds
 from cache_builder.format.manifest import (
     CheckpointIdentity,
     CorpusIdentity,
@@ -21,6 +20,7 @@ from cache_builder.format.manifest import (
     TokenizerIdentity,
 )
 from cache_builder.format.records import quantise
+from cache_builder.sequences import FlatSampleIds
 from cache_builder.storage.open import open_store
 from cache_builder.targets.sparse import Targets
 from trainer.losses_file import write_losses
@@ -94,7 +94,7 @@ def make_cache(folder: Path, difficulty_N: np.ndarray, generator: np.random.Gene
         completion=completion,
         token_offsets=token_offsets,
         position_offsets=position_offsets,
-        sample_ids=FileSampleIds(np.frombuffer(b"".join(text), np.uint8), id_offsets),
+        sample_ids=FlatSampleIds(np.frombuffer(b"".join(text), np.uint8), id_offsets),
         fingerprint="corpus",
     )
     count = int(position_offsets[-1])
