@@ -19,7 +19,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 READING = ("__init__", "atomic", "cache", "cli", "config", "errors", "format", "positions", "sequences", "sharing")
 READING_SIDE = {f"cache_builder.{name}" for name in (*READING, "steps", "storage")} | {"trainer.cli"}
 UNIMPORTED = {
-    "zarr": "stored caches open in it; numcodecs' crc32c needs the google-crc32c that it brings",
     "s3fs": "fsspec opens s3:// with it",
     "tensorboard": "the Trainer writes to it",
     "bitsandbytes": "transformers quantises with it",
