@@ -1,4 +1,4 @@
-"""The README names every file, and no link in the docs is dead."""
+"""The pages name every room, and nothing that is not there."""
 
 import re
 from pathlib import Path
@@ -8,21 +8,21 @@ import pytest
 from tests.support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-
-
-@pytest.mark.parametrize(
-    "folder",
-    ["cache_builder", *(f"cache_builder/{name}" for name in ("sources", "sharing", "interchange")), "trainer", "tools"],
+ROOMS = sorted(
+    path.parent.relative_to(ROOT).as_posix()
+    for package in ("cache_builder", "trainer")
+    for path in (ROOT / package).glob("*/__init__.py")
 )
-def test_the_readme_has_a_phrase_for_every_file(folder: str) -> None:
+FILES = {path.name for folder in ("cache_builder", "trainer", "tests", "tools") for path in (ROOT / folder).rglob("*")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_has_a_phrase_in_the_readme_and_a_row_in_the_change_map(room: str) -> None:
     readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## Where things are") :]
-    missing = [
-        path.name
-        for path in sorted((ROOT / folder).glob("*.py"))
-        if path.name != "__init__.py" and not re.search(rf"^ +{re.escape(path.name)} +\S", tree, re.MULTILINE)
-    ]
-    assert not missing
+    package, name = room.split("/")
+    tree = readme[readme.index(f"\n{package}/ ") :]
+    assert re.search(rf"^  {name}/ +\S", tree, re.MULTILINE)
+    assert re.search(rf"^\|.*`{room}/", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -30,3 +30,16 @@ def test_no_link_is_dead(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not dead
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    quoted = re.findall(r"`([\w./-]+)`", text)
+    paths = [name for name in quoted if re.match(r"(cache_builder|trainer|tests|tools|docs|configs)/", name)]
+    modules = [name for name in quoted if re.fullmatch(r"(cache_builder|trainer|tools|tests)(\.\w+)+", name)]
+    modules += re.findall(r"python -m ((?:trainer|tools)(?:\.\w+)+)\b(?!\*)", text)
+    paths += [name.replace(".", "/") + ".py" for name in modules if name.split(".")[-1] != "md"]
+    missing = [name for name in paths if not (ROOT / name).exists()]
+    missing += [name for name in quoted if re.fullmatch(r"\w+\.py", name) and name not in FILES]
+    assert not missing
