@@ -16,6 +16,7 @@ from tests.support.toys import without_dropout
 from trainer.stages.distill import distill
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
 def test_two_sharded_processes_stopped_and_resumed_give_the_weights_of_one(toy: Any, built_toy: Path) -> None:
     """Pitfall 14; for whole students and for adapters."""

@@ -42,10 +42,11 @@ def run_hosts(scenario: str, teaching: Teaching, folder: Path, cache: str) -> tu
     return json.loads(done.stdout.splitlines()[-1]), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [
-        "object store",
+        pytest.param("object store", marks=pytest.mark.s3),
         pytest.param(
             "folder",  # which the hosts under torchrun share below
             marks=pytest.mark.skipif("FOOTSTEPS_STORM" not in os.environ, reason="long: set FOOTSTEPS_STORM"),
@@ -68,6 +69,7 @@ def test_a_job_array_on_hosts_that_share_only_the_store_loses_one_and_ends_with_
         assert ("waiting for root@host-1" in said["3"]) == (place == "object store")
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_hosts_that_share_only_a_folder_gives_the_same_bytes(
     teaching: Teaching, built: Path, apart: bool, tmp_path: Path
 ) -> None:

@@ -28,12 +28,13 @@ SEQUENCES = 600
 long = pytest.mark.skipif(not LONG, reason="long: set FOOTSTEPS_STORM")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "place"),
     [
-        ("parts", "object store"),
+        pytest.param("parts", "object store", marks=pytest.mark.s3),
         pytest.param("parts", "folder", marks=long),  # test_build.py kills at chosen instants
-        pytest.param("ray", "folder", marks=long),
+        pytest.param("ray", "folder", marks=[long, pytest.mark.ray]),
     ],
 )
 def test_through_a_storm_nothing_committed_is_lost_and_the_bytes_are_those_of_a_calm_build(

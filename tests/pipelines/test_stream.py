@@ -293,6 +293,7 @@ def test_a_batchs_chunks_are_read_at_once(here: Cache, monkeypatch: pytest.Monke
     assert asked <= 16
 
 
+@pytest.mark.s3
 def test_students_trained_from_s3_through_a_small_copy_have_the_bytes_of_those_trained_from_a_folder(
     toy: Callable[..., tuple[Experiment, Cache, object]], bucket: str, built_toy: Path, asked: list[str], tmp_path: Path
 ) -> None:

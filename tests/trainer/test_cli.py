@@ -103,6 +103,7 @@ def count_files(folder: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_table(finished: Path, tmp_path: Path) -> None:
     """SIGKILL at random instants, each time a little later on average, until a run gets through."""
     command = [sys.executable, "-m", "trainer.cli", "run", str(finished), *into(tmp_path / "run")]
@@ -129,6 +130,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished: Path, t
     assert table(tmp_path / "run") == table(finished.parent / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_table_of_one_and_say_it_once(finished: Path, tmp_path: Path) -> None:
     half_batches = [f"{section}.per_device_train_batch_size=4" for section in ("sft.teacher", "sft.student", "distill")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

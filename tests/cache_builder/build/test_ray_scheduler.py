@@ -113,6 +113,7 @@ def actors_among(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.name().startswith("ray::Actor")]
 
 
+@pytest.mark.ray
 @needs_ray
 def test_an_actor_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_a_local_build(
     teaching: Teaching, built: Path, tmp_path: Path
@@ -143,6 +144,7 @@ def test_an_actor_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_a_
     assert not any(is_alive(member) for member in instance)
 
 
+@pytest.mark.ray
 @needs_ray
 def test_after_a_killed_driver_the_build_continues_at_once_and_a_bad_teacher_is_named_from_afar(
     teaching: Teaching, built: Path, tmp_path: Path
@@ -212,6 +214,7 @@ def test_options_that_do_not_go_together_are_refused_by_name(
         CliRunner().invoke(cache_command, ["build", str(config), *arguments], catch_exceptions=False)
 
 
+@pytest.mark.ray
 @needs_ray
 def test_an_address_where_no_cluster_listens_is_refused_at_once(teaching: Teaching, tmp_path: Path) -> None:
     with socket.socket() as nobody:

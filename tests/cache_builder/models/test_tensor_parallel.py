@@ -39,6 +39,7 @@ def teaching(
     return teaching
 
 
+@pytest.mark.slow
 def test_two_groups_of_two_processes_build_what_one_process_builds(teaching: Teaching, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.tensor_parallel_processes", teaching.folder, tmp_path / "divided"],

@@ -95,7 +95,7 @@ def data_files(folder: Path) -> int:
     return len(plan_copy(LocalStore(folder), ()).files)
 
 
-@pytest.mark.parametrize("scheme", ["folder", "s3", "memory"])
+@pytest.mark.parametrize("scheme", ["folder", pytest.param("s3", marks=pytest.mark.s3), "memory"])
 def test_a_cache_pushed_and_pulled_again_has_the_same_bytes(
     scheme: str, source: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -111,6 +111,7 @@ def test_a_cache_pushed_and_pulled_again_has_the_same_bytes(
     assert "all as committed" in call("verify", tmp_path / "back")
 
 
+@pytest.mark.s3
 def test_a_push_to_s3_whose_process_is_killed_goes_on_where_it_was(source: Path, bucket: str, tmp_path: Path) -> None:
     place, store, n = f"{bucket}/killed", RemoteStore(f"{bucket}/killed"), data_files(source)
     program = "import sys; from cache_builder.cli.cache import cache; cache(sys.argv[1:])"

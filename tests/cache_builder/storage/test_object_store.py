@@ -46,6 +46,7 @@ def remote_files(store: RemoteStore) -> dict[str, bytes]:
     return {key: store.read(key) for key in store.sizes("")}
 
 
+@pytest.mark.s3
 def test_a_cache_on_s3_has_the_bytes_of_a_local_one_and_is_read_alike(
     teaching: Teaching, bucket: str, tmp_path: Path
 ) -> None:
@@ -64,6 +65,8 @@ def test_a_cache_on_s3_has_the_bytes_of_a_local_one_and_is_read_alike(
     assert teaching.build(url)
 
 
+@pytest.mark.s3
+@pytest.mark.slow
 def test_a_build_killed_between_two_objects_continues_to_the_same_bytes(
     teaching: Teaching, bucket: str, tmp_path: Path
 ) -> None:
@@ -81,6 +84,7 @@ def test_a_build_killed_between_two_objects_continues_to_the_same_bytes(
     assert remote_files(RemoteStore(url)) == files_of(tmp_path / "cache")
 
 
+@pytest.mark.s3
 def test_damaged_objects_are_named_and_never_read(bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/damaged"
     store = RemoteStore(url)
@@ -100,7 +104,7 @@ def test_damaged_objects_are_named_and_never_read(bucket: str, tmp_path: Path) -
         open_cache(url)
 
 
-@pytest.mark.parametrize("scheme", ["s3", "memory"])
+@pytest.mark.parametrize("scheme", [pytest.param("s3", marks=pytest.mark.s3), "memory"])
 def test_two_builders_never_hold_the_same_part(scheme: str, request: pytest.FixtureRequest) -> None:
     url = f"{request.getfixturevalue('bucket')}/held" if scheme == "s3" else "memory://held"
     with RemoteStore(url).lock_part((0, 2)):

@@ -30,6 +30,7 @@ def proxy(bucket: str) -> Iterator[BreakingProxy]:
         yield proxy
 
 
+@pytest.mark.s3
 def test_connections_that_break_a_few_times_are_not_noticed(
     quick: None, proxy: BreakingProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +44,7 @@ def test_connections_that_break_a_few_times_are_not_noticed(
         assert proxy.broken == 0
 
 
+@pytest.mark.s3
 def test_a_store_that_stays_away_is_one_message_and_never_reads_as_an_empty_one(
     quick: None, proxy: BreakingProxy, bucket: str
 ) -> None:

@@ -80,6 +80,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_weights(toy: Any) -> 
         np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_to_the_weights_of_plain_ones(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The loss stays out of torch.compile: nothing of it is traced, so nothing of it breaks a graph."""
     runs = []
@@ -299,6 +300,7 @@ distill(experiment, "td+aw", 0, open_cache(experiment.cache_url), Prepared(exper
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(toy: Any, built_toy: Path, tmp_path: Path) -> None:
     experiment, cache, prepared = toy()
     without_dropout(experiment)

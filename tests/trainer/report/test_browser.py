@@ -10,6 +10,8 @@ from tests.support.browser import Browser, browse
 from tests.support.run_folder import METHODS, make_run
 from trainer.report.page import write_report
 
+pytestmark = pytest.mark.browser
+
 DESK, PHONE = (1280, 900), (390, 844)
 
 
