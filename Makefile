@@ -1,5 +1,6 @@
-# make demo    everything from data to report on a CPU, in minutes      make test    the tests
-# make check   format, lint, types, layers, tests                      make clean   remove the environment
+# make demo      everything from data to report on a CPU, in minutes     make test      the tests but the slow ones
+# make check     format, lint, types, layers, tests                      make test-all  every test
+# make test-lowest   the fast tests at the lowest versions promised      make clean     remove the environments
 #
 # Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
@@ -7,14 +8,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PYTEST := -m pytest -n auto --dist loadfile
+# Tests that take seconds and pass through every room that a declared library serves.
+FAST := tests/test_dependencies.py tests/trainer/test_config.py tests/trainer/test_training_arguments.py \
+	tests/cache_builder/format tests/cache_builder/cache tests/cache_builder/cli tests/cache_builder/data \
+	tests/cache_builder/sharing tests/cache_builder/interchange tests/trainer/stages/test_lora.py \
+	tests/trainer/report/test_plots.py
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-all test-lowest lint check clean
 
 demo: $(VENV)/ready
 	$(BIN)/footsteps run configs/demo.toml
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-all: $(VENV)/ready-dev
+	$(BIN)/python $(PYTEST)
+
+test-lowest: $(VENV)-lowest/ready
+	$(VENV)-lowest/bin/python $(PYTEST) -m "not slow and not s3 and not browser" $(FAST)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
@@ -25,7 +38,7 @@ lint: $(VENV)/ready-dev
 check: lint test
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-lowest
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'
@@ -35,4 +48,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PIP) --editable '.[train,dev,remote]'
+	touch $@
+
+# What is pinned lowest lies in front of what is installed already, so that torch is not installed twice.
+$(VENV)-lowest/ready: $(VENV)/ready-dev constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(VENV)-lowest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+	$(VENV)-lowest/bin/python -m pip --disable-pip-version-check install --quiet --requirement constraints-lowest.txt
 	touch $@

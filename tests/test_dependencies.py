@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from tests.support.paths import ROOT
 from trainer.cli import TRAIN_EXTRA
@@ -68,11 +69,22 @@ def test_what_is_declared_is_imported_or_has_its_reason_here() -> None:
     assert everything - set().union(*imported().values()) == set(UNIMPORTED)
 
 
+def pinned(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
+    return {canonical(name): version for name, _, version in (line.partition("==") for line in lines) if version}
+
+
 def test_each_pinned_version_is_in_its_declared_range() -> None:
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    versions = {canonical(name): version for name, version in pinned.items()}
+    versions = pinned("constraints.txt")
     for name, requirement in declared(*PROJECT["optional-dependencies"]).items():
         assert requirement.specifier.contains(versions[name]), name
+
+
+def test_the_lowest_version_promised_is_the_one_that_is_tested() -> None:
+    versions = {**pinned("constraints.txt"), **pinned("constraints-lowest.txt")}
+    for name, requirement in declared("train", "remote").items():
+        (lowest,) = (Version(part.version) for part in requirement.specifier if part.operator == ">=")
+        assert lowest.release[:2] == Version(versions[name]).release[:2], name
 
 
 def test_what_a_small_install_lacks_is_known() -> None:
