@@ -36,6 +36,7 @@ from cache_builder.format.records import RecordLayout, decode_records, encode_re
 from cache_builder.format.zarr_shards import ArraySpec, encode_shard
 from cache_builder.models.lm_head import hidden_states_at, project
 from cache_builder.targets.sampling import tail_uniforms
+from cache_builder.targets.tensors import to_torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -227,7 +228,7 @@ def _measure(teacher: Any, student: Any, rows: np.ndarray, arguments: argparse.N
                 uniforms = tail_uniforms(number, "teacher", positions, samples)
                 captured = capture(teacher, batch, size, top_k=k, top_p=top_p, uniforms_MS=uniforms)
                 layout = RecordLayout(k, samples, steps)
-                decoded = decode_records(layout, encode_records(layout, captured), size).to_torch()
+                decoded = to_torch(decode_records(layout, encode_records(layout, captured), size))
                 dense = dense_target(decoded.to(logp.device), whole, logq)
                 errors.setdefault(number, []).append((logp.exp() - dense).T @ hidden_q)
                 spread_out = replace(captured, ids=spread[captured.ids], samples=spread[captured.samples])

@@ -23,6 +23,7 @@ from cache_builder.models.lm_head import hidden_states_at, project
 from cache_builder.models.loading import weights_fingerprint
 from cache_builder.targets.outcomes import bucket_kl
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tensors import to_torch
 
 AGREEMENT_NATS = 5e-3
 CHUNK_POSITIONS = 256
@@ -119,7 +120,7 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
     lengths = np.diff(cache.corpus.token_offsets)[rows]
     for chosen in plan_batches(lengths, teacher.batch_tokens):
         batch = collate(cache.corpus.sequences(rows[chosen]), teacher.pad_id)
-        targets = cache.read(teacher.name, rows[chosen]).to_torch().to(teacher.device)
+        targets = to_torch(cache.read(teacher.name, rows[chosen])).to(teacher.device)
         hidden_p, head_p = hidden_states_at(teacher.model, batch, teacher.vocab_size)
         hidden_q, head_q = hidden_states_at(student.model, batch, teacher.vocab_size)
         for start in range(0, len(hidden_p), CHUNK_POSITIONS):

@@ -7,17 +7,14 @@ Importing this needs no torch, so that a cache can be read without it.
 Shapes: M positions, K slots of the support, S tail samples. Log-probabilities are natural logs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 Array = TypeVar("Array")
+Other = TypeVar("Other")
 
 
 @dataclass
@@ -66,53 +63,25 @@ class Targets(Generic[Array]):
         """Join the targets of arrays, one after another."""
         return Targets(*(np.concatenate(values) for values in zip(*(part._values() for part in parts), strict=True)))
 
-    @staticmethod
-    def nothing(positions: int, device: "torch.device | str" = "cpu") -> "Targets[Tensor]":
-        """Return targets that say nothing: no support, every token in the tail. Every divergence from them is zero."""
-        import torch
-
-        ids = torch.zeros(positions, 0, dtype=torch.int64, device=device)
-        zero = torch.zeros(positions, device=device)
-        return Targets(ids, torch.zeros(positions, 0, device=device), ids, zero, zero, zero)
-
-    def to_torch(self) -> "Targets[Tensor]":
-        """Return the same as tensors on the CPU: int64 and float32, without a copy where the types are these."""
-        import torch
-
-        return Targets(
-            *(
-                torch.from_numpy(value.astype(np.int64 if value.dtype.kind in "iu" else np.float32, copy=False))
-                for value in cast(Iterator[np.ndarray], self._values())
-            )
-        )
+    def each(self, change: Callable[[Any], Other]) -> "Targets[Other]":
+        """Return what a function makes of each of the arrays or tensors."""
+        return Targets(*(change(value) for value in self._values()))
 
     def to_numpy(self) -> "Targets[np.ndarray]":
         """Return the same as arrays: int64 and float32."""
-        return Targets(
-            *(
-                (value.float() if value.is_floating_point() else value).cpu().numpy()
-                for value in cast("Iterator[Tensor]", self._values())
-            )
-        )
+        return self.each(lambda value: (value.float() if value.is_floating_point() else value).cpu().numpy())
 
-    def to(self, device: "torch.device | str", *, non_blocking: bool = False) -> "Targets[Tensor]":
+    def to(self, device: Any, *, non_blocking: bool = False) -> "Targets[Array]":
         """Move every tensor to a device."""
-        return Targets(
-            *(value.to(device, non_blocking=non_blocking) for value in cast("Iterator[Tensor]", self._values()))
-        )
+        return self.each(lambda value: value.to(device, non_blocking=non_blocking))
 
-    def in_precision(self, dtype: "torch.dtype") -> "Targets[Tensor]":
+    def in_precision(self, dtype: Any) -> "Targets[Array]":
         """Return the same with every log-probability in a floating-point type."""
-        return Targets(
-            *(
-                value.to(dtype) if value.is_floating_point() else value
-                for value in cast("Iterator[Tensor]", self._values())
-            )
-        )
+        return self.each(lambda value: value.to(dtype) if value.is_floating_point() else value)
 
-    def pin_memory(self) -> "Targets[Tensor]":
+    def pin_memory(self) -> "Targets[Array]":
         """Move every tensor to page-locked memory; a `DataLoader` calls it."""
-        return Targets(*(value.pin_memory() for value in cast("Iterator[Tensor]", self._values())))
+        return self.each(lambda value: value.pin_memory())
 
     def _values(self) -> Iterator[Array]:
         return (getattr(self, field.name) for field in fields(self))

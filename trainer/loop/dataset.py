@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.losses import Sequences
 from cache_builder.data.batching import collate
+from cache_builder.targets.tensors import to_torch
 
 
 class Rows(Dataset[Any]):
@@ -48,5 +49,5 @@ class CachedRows(Rows):
         return {
             **batch,
             "divergence_weight_B": torch.from_numpy(self.weights_of(teacher)[rows].astype(np.float32)),
-            "targets": self.cache.read(teacher, rows).to_torch(),
+            "targets": to_torch(self.cache.read(teacher, rows)),
         }

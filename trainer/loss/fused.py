@@ -27,6 +27,7 @@ from cache_builder.models.lm_head import Head, compute_weight, matmul, project
 from cache_builder.targets.divergences import DIVERGENCES, Divergence
 from cache_builder.targets.outcomes import outcomes, temper
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tensors import nothing
 
 
 class LossOutput(NamedTuple):
@@ -63,7 +64,7 @@ def distillation_loss(
             f"the divergences that have a parameter need it, no other takes one; {divergence=}, {parameter=}"
         )
     if targets is None:
-        targets = Targets.nothing(len(label_M), hidden_MD.device)
+        targets = nothing(len(label_M), hidden_MD.device)
     if chunk_positions is None:
         chunk_positions = 512 if hidden_MD.device.type == "cpu" else 1024
     return LossOutput(

@@ -27,6 +27,7 @@ from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result, write_json
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
+from cache_builder.targets.tensors import to_torch
 from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
@@ -139,7 +140,7 @@ class DistillTrainer(SequenceTrainer):
             )
             return
         temperature, top_k = self.settings.temperature, self.cache.manifest.targets.top_k
-        chunks = (targets.to_torch() for targets in sampled_targets(self.cache, teacher))
+        chunks = map(to_torch, sampled_targets(self.cache, teacher))
         kept = torch.cat(
             [retained_mass_at_least(chunk.logp, chunk.log_tail, self.vocab_size, temperature) for chunk in chunks]
         ).mean()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cache_builder.targets.outcomes import bucket_kl, outcomes, retained_mass_at_least, temper
-from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tensors import nothing
 from tests.support.outcomes import random_outcomes
 
 
@@ -55,5 +55,5 @@ def test_the_retained_mass_at_a_temperature_is_bounded_from_below_and_tightly():
 
 
 def test_empty_targets_have_one_outcome_that_is_certain():
-    targets = Targets.nothing(3)
+    targets = nothing(3)
     assert outcomes(targets.logp, targets.log_tail).tolist() == [[0.0]] * 3

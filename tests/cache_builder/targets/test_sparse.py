@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tensors import to_torch
 
 
 def test_what_the_reader_returns_becomes_tensors_of_the_right_types():
@@ -19,7 +20,7 @@ def test_what_the_reader_returns_becomes_tensors_of_the_right_types():
         gold=zeros[:, 0],
         entropy=zeros[:, 0],
     )
-    torch_targets = targets.to_torch()
+    torch_targets = to_torch(targets)
     assert torch_targets.ids.dtype == torch_targets.samples.dtype == torch.int64
     assert torch_targets.ids.tolist() == [[5, 6]] * 4
     assert torch_targets.logp.dtype == torch_targets.log_tail.dtype == torch.float32
@@ -44,7 +45,7 @@ def assert_same(one: Targets, other: Targets) -> None:
 
 def test_tensors_and_arrays_turn_into_each_other():
     targets = some_targets()
-    assert_same(targets.to_torch().to("cpu").to_numpy(), targets)
+    assert_same(to_torch(targets).to("cpu").to_numpy(), targets)
 
 
 def test_parts_of_targets_join_to_the_whole_and_can_be_put_in_place():
@@ -59,6 +60,6 @@ def test_parts_of_targets_join_to_the_whole_and_can_be_put_in_place():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precision_is_that_of_log_probabilities_and_ids_stay_ids(dtype):
-    targets = some_targets().to_torch().in_precision(dtype)
+    targets = to_torch(some_targets()).in_precision(dtype)
     assert targets.logp.dtype == targets.log_tail.dtype == targets.entropy.dtype == dtype
     assert targets.ids.dtype == targets.samples.dtype == torch.int64
