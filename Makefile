@@ -27,7 +27,7 @@ test-all: $(VENV)/ready-dev
 	$(BIN)/python $(PYTEST)
 
 test-lowest: $(VENV)-lowest/ready
-	$(VENV)-lowest/bin/python $(PYTEST) -m "not slow and not s3 and not browser" $(FAST)
+	$(VENV)-lowest/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "not slow and not s3 and not browser" $(FAST)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
