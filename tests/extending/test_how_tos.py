@@ -81,7 +81,8 @@ from cache_builder import open_cache
 from cache_builder.sharing.copy_plan import plan_copy
 from cache_builder.sharing.transfer import copy_cache
 from cache_builder.storage.open import open_store
-copy_cache(plan_copy(open_store("tests/fixtures/cache_v1"), ()), open_store("site://team/one"))
+plan = plan_copy(open_store("tests/fixtures/cache_v1"), ())
+copy_cache(plan, open_store("site://team/one"), jobs=2, card=False, done=lambda count: None)
 print(open_cache("site://team/one").checkpoints)
 """
     assert run(tree, "-c", program) == "('step-1', 'step-2')\n"
