@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cache_builder.atomic import write_text
 from cache_builder.errors import ConfigError, MissingError
+from cache_builder.redaction import secrets_in
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -241,6 +242,11 @@ def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[s
     """
     for override in overrides:
         _apply_override(values, override)
+    for where in secrets_in(values):
+        raise ConfigError(
+            f"{what}: {where} holds a secret, which config.toml in the run folder would keep; put it into an "
+            "environment variable and write $NAME there, or leave it to the library's own variables such as HF_TOKEN"
+        )
     try:
         return schema.model_validate(values, strict=True)
     except ValidationError as error:

@@ -160,12 +160,13 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report; RUN/report unless given.")
-def report(runs: tuple[Path, ...], output: Path | None) -> None:
+@click.option("--remote", is_flag=True, help="Trust the runs: open caches at addresses and below $VARIABLES.")
+def report(runs: tuple[Path, ...], output: Path | None, remote: bool) -> None:
     """Write the table, the plots and one self-contained HTML page for one or more run folders."""
     from trainer.report.page import write_report
 
     if is_main_process():
-        console.print(f"report: {write_report(list(runs), output)}", soft_wrap=True)
+        console.print(f"report: {write_report(list(runs), output, remote=remote)}", soft_wrap=True)
 
 
 @main.command()

@@ -66,7 +66,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
 
 
 def _report(output_dir: Path, console: Console) -> None:
-    report = write_report([output_dir], None)
+    report = write_report([output_dir], None, remote=True)  # the run is the user's own
     console.print(results_table(output_dir))
     console.print(f"report: {report}", soft_wrap=True)
 

@@ -15,10 +15,11 @@ from cache_builder.atomic import write_text
 from cache_builder.errors import MissingError
 from cache_builder.models.adapters import ADAPTER_FILE
 from cache_builder.models.loading import is_model_folder
+from cache_builder.redaction import redacted
 from cache_builder.sharing.markdown import markdown_line
 from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
-from trainer.report.run.run_files import setting
 from trainer.report.run.run_reader import read_run
+from trainer.report.run.settings import setting
 
 CARD = "README.md"
 DISTILL_SETTINGS = ("epochs_per_stage", "learning_rate", "init", "temperature")
@@ -29,13 +30,13 @@ WEIGHED = {
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_model_cards(run_dir: Path) -> list[Path]:
+def write_model_cards(run_dir: Path, *, remote: bool = False) -> list[Path]:
     """Write a card into every distilled student's folder of a run, over an earlier one, and return their paths.
 
     Raises:
         MissingError: `run_dir` is not a run folder.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, remote=remote)
     folders = [
         folder
         for distilled in run.distilled
@@ -95,7 +96,7 @@ def _metrics(evaluation: Evaluation | None, references: Sequence[Evaluation | No
             "task": task,
             "metric": name + (" (primary)" if name == result.primary else ""),
             "rows": result.rows,
-            "ours": _interval(metric),
+            "ours": _interval(metric) + (" ○" if name == result.primary and result.not_above else ""),
             "references": [_interval(_found(other, task, name)) for other in references],
         }
         for task, result in evaluation.tasks.items()
@@ -117,4 +118,4 @@ def _interval(metric: dict[str, float]) -> str:
 
 def _setting(run: Run, section: str, key: str) -> Any:
     value = setting(run.config, section, key)
-    return "not recorded" if value is None else value
+    return "not recorded" if value is None else redacted(value, key)

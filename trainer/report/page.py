@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_builder.atomic import write_bytes
 from cache_builder.errors import MissingError
+from cache_builder.redaction import redacted
 from trainer.report.parts import size
 from trainer.report.results import result_table
 from trainer.report.run.run_reader import read_run
@@ -31,11 +32,14 @@ SHOWN_ROWS = 200
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Path:
+def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None, *, remote: bool = False) -> Path:
     """Write the report of one run, or of several side by side, and return the path of its page.
 
     `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share. A folder that
     is given twice counts once, and runs whose folders have the same name are told apart by the folders above.
+
+    Args:
+        remote: the runs are trusted: a cache at an address, or below `$NAME`, is opened.
 
     Raises:
         MissingError: a folder is not a run folder, or none is given.
@@ -43,13 +47,13 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None) -> Pa
     if not run_dirs:
         raise MissingError("no run folder was given; name at least one")
     folders = list({Path(folder).resolve(): Path(folder) for folder in run_dirs}.values())
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, remote=remote) for folder in folders]
     if output_dir is None:
         output_dir = folders[0] / "report" if len(folders) == 1 else _shared_parent(folders) / "report"
     output_dir.mkdir(parents=True, exist_ok=True)
     names = _names(folders)
     reports = [
-        report_of(run, name, slug, tomli_w.dumps(run.config))
+        report_of(run, name, slug, tomli_w.dumps(redacted(run.config)))
         for run, name, slug in zip(runs, names, _slugs(names), strict=True)
     ]
     together = runs_part(runs, reports) if len(reports) > 1 else None

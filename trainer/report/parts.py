@@ -43,7 +43,8 @@ class RunReport:
     slug: str
     results: ResultTable
     last: ResultTable
-    verdict: str
+    summary: str
+    cautions: list[str]
     facts: list[tuple[str, str]]
     sections: list[Section]
     tables: list[DataTable]

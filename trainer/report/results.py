@@ -18,6 +18,7 @@ from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
 
 BOOTSTRAP_SAMPLES = 4000
 SIGNIFICANCE = 0.05
+BASELINES = {"majority": "majority class", "empty": "always empty", "prompt": "prompt copied"}
 LABELS = {TEACHER: "teacher SFT", STUDENT_SFT: "student SFT"}
 
 
@@ -38,11 +39,13 @@ class Cell:
     ahead_high: float | None = None
     p_value: float | None = None
     mark: str = ""
+    at_baseline: str = ""
+    """The baselines that the model, with one of its seeds at least, is not clearly above."""
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line: the teacher, the student SFT model, or one method over all of its seeds."""
+    """One line: the teacher, the student SFT model, one method over all of its seeds, or a baseline."""
 
     label: str
     kind: str
@@ -61,6 +64,8 @@ class ResultTable:
 
     tasks: dict[str, str]
     rows: list[ResultRow] = field(default_factory=list)
+    baselines: list[ResultRow] = field(default_factory=list)
+    """What models that have learned nothing would score; older runs have none."""
 
 
 def result_table(run: Run, which: str = "best") -> ResultTable:
@@ -93,7 +98,25 @@ def result_table(run: Run, which: str = "best") -> ResultTable:
     ]
     rows = _with_significance(rows, groups, tasks)
     rows = [replace(row, average=_average(row, tasks)) for row in rows]
-    return ResultTable(tasks, _with_best(rows, tasks))
+    evaluations = [evaluation for _, _, group in groups for evaluation in group]
+    return ResultTable(tasks, _with_best(rows, tasks), _baseline_rows(evaluations, tasks))
+
+
+def _baseline_rows(evaluations: Sequence[Evaluation], tasks: dict[str, str]) -> list[ResultRow]:
+    """Return a row for each baseline; all models of a run are judged on the same rows, so any one's will do."""
+    found: dict[str, dict[str, Cell]] = {}
+    for evaluation in evaluations:
+        for task in tasks:
+            result = evaluation.tasks.get(task)
+            for name, baseline in (result.baselines if result else {}).items():
+                metric = baseline.metrics.get(tasks[task], {})
+                if result and "value" in metric and task not in found.setdefault(name, {}):
+                    low, high = (metric.get(end, float("nan")) for end in ("low", "high"))
+                    found[name][task] = Cell(metric["value"], None, low, high, result.rows, 0)
+    rows = [
+        ResultRow(BASELINES.get(name, name), "baseline", (), None, None, None, cells) for name, cells in found.items()
+    ]
+    return [replace(row, average=_average(row, tasks)) for row in rows if row.cells]
 
 
 @dataclass(frozen=True)
@@ -172,6 +195,7 @@ def _cell(evaluations: Sequence[Evaluation], task: str) -> Cell | None:
         high=float(np.mean([result.high for result in results])),
         rows=results[0].rows,
         unparsable=round(float(np.mean([result.unparsable for result in results]))),
+        at_baseline=", ".join(dict.fromkeys(BASELINES.get(name, name) for each in results for name in each.not_above)),
     )
 
 

@@ -59,20 +59,22 @@ class TerminalTable:
             tasks = tasks[count:]
 
     def _table(self, tasks: Sequence[str], detail: Detail, *, last: bool) -> Table:
-        table = Table(title="Test set, ×100", caption=_caption(detail) if last else None)
+        table = Table(
+            title="Test set, ×100", caption=_caption(detail, baselines=bool(self.results.baselines)) if last else None
+        )
         table.add_column("model", no_wrap=True)
         for task in tasks:
             table.add_column(Text(f"{task}\n{self.results.tasks[task]}"), justify="right", no_wrap=True)
         with_mean = last and len(self.results.tasks) > 1
         if with_mean:
             table.add_column("mean", justify="right", no_wrap=True)
-        references = [row for row in self.results.rows if row.kind != "method"]
-        for row in self.results.rows:
+        last_reference = next((row for row in reversed(self.results.rows) if row.kind != "method"), None)
+        for row in [*self.results.rows, *self.results.baselines]:
             cells = [_cell(row.cells.get(task), detail) for task in tasks]
             if with_mean:
                 cells.append(_average(row))
             label = Text(row.label, style="italic" if row.kind == "teacher" else "")
-            table.add_row(label, *cells, end_section=bool(references) and row is references[-1])
+            table.add_row(label, *cells, end_section=row is last_reference or row is self.results.rows[-1])
         return table
 
 
@@ -83,8 +85,10 @@ def _width(console: Console, options: ConsoleOptions, table: Table) -> int:
     return width
 
 
-def _caption(detail: Detail) -> Text:
+def _caption(detail: Detail, *, baselines: bool) -> Text:
     parts = ["bold: best student", "▲ ▼: above, below the teacher (paired by row, p < 0.05, Holm)"]
+    if baselines:
+        parts.append("○: not above a baseline")
     if detail.interval:
         parts.insert(0, "[low, high]: 95 % interval over test rows")
     else:
@@ -100,6 +104,7 @@ def _cell(cell: Cell | None, detail: Detail) -> Text:
     if detail.interval:
         text.append(f" [{100 * cell.low:.1f}, {100 * cell.high:.1f}]", style="not bold dim")
     text.append(MARKS.get(cell.mark, "  "))
+    text.append(" ○" if cell.at_baseline else "")
     return text
 
 

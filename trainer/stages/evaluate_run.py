@@ -102,7 +102,7 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
                 )
             write_json(done, inputs)
         known[weights] = one.name
-    write_model_cards(experiment.output_dir)
+    write_model_cards(experiment.output_dir, remote=True)  # the run is the user's own
 
 
 def _copy(experiment: Experiment, name: str, one: RunModel) -> None:

@@ -12,8 +12,10 @@ from rich.console import Console
 from tests.support.run_folder import METHODS, TASKS, make_run
 from trainer.report.page import results_table
 from trainer.report.results import difference, holm, result_table
-from trainer.report.run.records import Evaluation, Run, TaskResult
+from trainer.report.run.records import Baseline, Evaluation, Run, TaskResult
+from trainer.report.sections.summary import summary
 from trainer.report.subdomains import compare
+from trainer.report.terminal import TerminalTable
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,39 @@ def test_a_narrow_terminal_shows_fewer_words_and_every_name_whole(run_dir: Path,
     for name in ("teacher SFT", "student SFT", *METHODS):
         assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d", text), name
     assert ("±" in text) == (width == 80)
+
+
+def with_baseline(model: Evaluation, low: float) -> Evaluation:
+    baseline = Baseline({"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}, {"value": 0.1, "low": low, "high": 0.2})
+    return replace(model, tasks={"t": replace(model.tasks["t"], baselines={"majority": baseline})})
+
+
+def test_baselines_have_rows_of_their_own_and_a_model_that_is_not_above_one_is_marked() -> None:
+    teacher = with_baseline(evaluation("teacher", [1.0] * 9 + [0.0]), 0.2)
+    weak = with_baseline(evaluation("td/seed-0/best", [1.0] * 5 + [0.0] * 5, "td", 0, "best"), -0.1)
+    strong = with_baseline(evaluation("td/seed-1/best", [1.0] * 8 + [0.0] * 2, "td", 1, "best"), 0.1)
+    table = result_table(run_with([teacher, weak, strong]))
+    assert [(row.label, row.cells["t"].mean) for row in table.baselines] == [("majority class", 0.5)]
+    assert {row.label: row.cells["t"].at_baseline for row in table.rows} == {
+        "teacher SFT": "",
+        "td": "majority class",
+    }, "one seed that is not above it is enough"
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(TerminalTable(table))
+    text = console.export_text()
+    assert re.search(r"majority class .* 50.0", text) and re.search(r"│ td .* ○", text)
+    assert "○: not above a baseline" in " ".join(text.split()) and not re.search(r"│ teacher SFT .* ○", text)
+
+
+def test_the_first_paragraph_says_who_won_by_how_much_and_whether_that_is_chance() -> None:
+    teacher = evaluation("teacher", [1.0] * 30 + [0.0] * 10)
+    near = evaluation("td/seed-0/best", [1.0] * 29 + [0.0] * 11, "td", 0, "best")
+    control = evaluation("sft/seed-0/best", [1.0] * 10 + [0.0] * 30, "sft", 0, "best")
+    run = run_with([teacher, near, control])
+    text = summary(run, result_table(run))
+    assert text.startswith("td is the best student: 72.5 of 100 on t, 2.5 points below its teacher's 75.0.")
+    assert "not significant (paired by its 40 test rows" in text
+    assert "The control, sft, which saw the labels alone, has 25.0: 47.5 points less." in text
+    assert text.endswith("It has 1 K parameters, 100% of the teacher's 1 K.")
+    run = run_with([teacher, control])
+    assert "The difference is significant (paired by its 40 test rows" in summary(run, result_table(run))

@@ -16,8 +16,10 @@ import torch
 from cache_builder.cache.info import retained_mass
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import expand
-from cache_builder.errors import UserError
+from cache_builder.errors import MissingError, UserError
+from cache_builder.redaction import redact
 from cache_builder.targets.outcomes import bucket_kl
+from trainer.report.run.settings import setting
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,22 @@ class CacheView:
         return int(self.sequence_positions.sum())
 
 
-def read_cache(folder: Path, config: dict[str, Any], missing: list[str]) -> CacheView | None:
-    """Read the cache of the run in `folder`, or say in `missing` why there is none to read."""
-    url = expand(config.get("cache", {}).get("path") or str(folder / "cache"))
+def read_cache(folder: Path, config: dict[str, Any], missing: list[str], *, remote: bool) -> CacheView | None:
+    """Read the cache of the run in `folder`, or say in `missing` why there is none to read.
+
+    Only with `remote` a path is expanded and an address opened: the config may be a stranger's, and `ftp://$TOKEN@host`
+    would send the reader's secrets.
+    """
+    path = setting(config, "cache", "path")
     try:
+        url = str(path) if path else str(folder / "cache")
+        if remote:
+            return view_of(open_cache(expand(url)))
+        if path and ("://" in url or "::" in url or "$" in url or url.startswith("~")):
+            raise MissingError(f"{redact(url)} is not opened unless you say that you trust this run: --remote")
         return view_of(open_cache(url))
-    except (UserError, OSError) as error:
-        missing.append(f"the cache: {str(error).splitlines()[0]}")
+    except (UserError, OSError, ValueError) as error:
+        missing.append(f"the cache: {redact(str(error).splitlines()[0])}")
         return None
 
 

@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt
 from trainer.methods.schedules import StageChoice
 from trainer.report.run.cache_view import CacheView
 from trainer.report.run.run_costs import CheckpointCost, LiveTeacher
-from trainer.report.run.run_files import settings
+from trainer.report.run.settings import settings
 
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"
@@ -42,9 +42,9 @@ class TaskResult:
     """What a model that has learned nothing would score, by the baseline's name; none in older runs."""
 
     @property
-    def beats_baselines(self) -> bool:
-        """Whether the model is ahead of every baseline by more than its interval allows; so where there is none."""
-        return all(baseline.ahead.get("low", 0.0) > 0 for baseline in self.baselines.values())
+    def not_above(self) -> list[str]:
+        """The baselines that the model is not ahead of by more than its interval allows."""
+        return [name for name, baseline in self.baselines.items() if not baseline.ahead.get("low", 1.0) > 0]
 
     @property
     def value(self) -> float:

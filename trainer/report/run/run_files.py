@@ -128,18 +128,6 @@ def read_config(path: Path, missing: list[str]) -> dict[str, Any]:
     return {}
 
 
-def setting(config: dict[str, Any], section: str, key: str) -> Any:
-    """Return a setting, or None where it, or its section, is not one."""
-    values = config.get(section)
-    return values.get(key) if isinstance(values, dict) else None
-
-
-def settings(config: dict[str, Any], section: str, key: str) -> list[Any]:
-    """Return a setting that is a list, or nothing."""
-    values = setting(config, section, key)
-    return values if isinstance(values, list) else []
-
-
 def plain_name(name: str) -> str:
     """Return a file's name with what is no Unicode in it written out: no page and no CSV file could hold it."""
     return name.encode("utf-8", "backslashreplace").decode()

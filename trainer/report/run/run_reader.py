@@ -20,19 +20,16 @@ from trainer.report.run.cache_view import read_cache
 from trainer.report.run.evaluations import read_evaluations
 from trainer.report.run.records import STUDENT_SFT, TEACHER, Run, wanted_methods
 from trainer.report.run.run_costs import build_costs, live_or_missing
-from trainer.report.run.run_files import (
-    read_config,
-    read_counts,
-    read_log,
-    read_model_losses,
-    read_steps,
-    settings,
-)
+from trainer.report.run.run_files import read_config, read_counts, read_log, read_model_losses, read_steps
+from trainer.report.run.settings import settings
 from trainer.report.run.students import best_of, read_aw_losses, read_students
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, *, remote: bool = False) -> Run:
     """Read everything that a report shows of the run in `folder`.
+
+    Args:
+        remote: the run is trusted, so variables in its cache's path are expanded and an address is opened.
 
     Raises:
         MissingError: `folder` is not a run folder.
@@ -46,7 +43,7 @@ def read_run(folder: str | Path) -> Run:
     missing: list[str] = []
     config = read_config(folder / "config.toml", missing)
     steps = read_steps(folder / "teacher" / "checkpoints.json", missing, "the list of the teacher's checkpoints")
-    cache = read_cache(folder, config, missing)
+    cache = read_cache(folder, config, missing, remote=remote)
     losses_file = folder / "losses" / "student.safetensors"
     student_losses = read_model_losses(losses_file, cache, missing, "losses of the student SFT model")
     distilled = read_students(folder, config, cache, missing)

@@ -17,15 +17,8 @@ from cache_builder.errors import ConfigError
 from trainer.methods.schedules import StageChoice, best_checkpoint
 from trainer.report.run.cache_view import CacheView
 from trainer.report.run.records import AwLosses, Distilled, wanted_methods
-from trainer.report.run.run_files import (
-    UNUSABLE,
-    first_line,
-    plain_name,
-    read_json,
-    read_log,
-    read_model_losses,
-    setting,
-)
+from trainer.report.run.run_files import UNUSABLE, first_line, plain_name, read_json, read_log, read_model_losses
+from trainer.report.run.settings import setting
 
 STAGE = TypeAdapter(StageChoice)
 TERMS = TypeAdapter(list[FiniteFloat])

@@ -1,17 +1,19 @@
 """Everything that the report says of one run: who won, the facts beside it, and its sections in order.
 
-Run ─▶ RunReport(results, verdict, facts, sections, tables, missing)
+Run ─▶ RunReport(results, summary, cautions, facts, sections, tables, missing)
 """
 
 import numpy as np
 
 from trainer.report.parts import RunReport, size
-from trainer.report.results import LABELS, ResultTable, result_table
+from trainer.report.results import LABELS, result_table
 from trainer.report.run.records import Run
+from trainer.report.sections.cautions import cautions
 from trainer.report.sections.costs import costs_section
 from trainer.report.sections.schedule import schedule_section
 from trainer.report.sections.scores import result_rows, scores_section
 from trainer.report.sections.subdomains import subdomains_section
+from trainer.report.sections.summary import summary
 from trainer.report.sections.training import cache_section, training_section
 from trainer.report.sections.weights import weights_section
 from trainer.report.tables import DataTable, Record
@@ -25,7 +27,8 @@ def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
         slug=slug,
         results=results,
         last=last,
-        verdict=verdict(results),
+        summary=summary(run, results),
+        cautions=cautions(run, results),
         facts=_facts(run),
         sections=[
             scores_section(run, results),
@@ -39,28 +42,6 @@ def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
         tables=[result_rows(results, last), *_sequence_losses(run)],
         missing=run.missing,
         settings=settings,
-    )
-
-
-def verdict(results: ResultTable) -> str:
-    """Say in one or two sentences who won."""
-    students = [row for row in results.rows if row.kind != "teacher" and row.average is not None]
-    teacher = next((row for row in results.rows if row.kind == "teacher"), None)
-    if not students:
-        return "No student has been evaluated on every task yet."
-    best = max(students, key=lambda row: row.average or 0)
-    assert best.average is not None
-    text = f"{best.label} leads the students with {100 * best.average:.1f}"
-    text += " on average" if len(results.tasks) > 1 else f" on {next(iter(results.tasks))}"
-    if teacher is None or teacher.average is None:
-        return text + ". The teacher has not been evaluated on every task."
-    gap = 100 * (best.average - teacher.average)
-    text += f", {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} its teacher. "
-    above = [row.label for row in students if any(cell.mark == "above" for cell in row.cells.values())]
-    return text + (
-        f"Significantly above the teacher on at least one task: {', '.join(above)}."
-        if above
-        else "No student is significantly above the teacher on any task."
     )
 
 

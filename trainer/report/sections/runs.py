@@ -14,7 +14,7 @@ from trainer.report.plots.runs import Point
 from trainer.report.plots.style import render
 from trainer.report.results import Difference, difference, evaluations_of, holm, mean_scores
 from trainer.report.run.records import Run
-from trainer.report.run.run_files import setting
+from trainer.report.run.settings import setting
 from trainer.report.tables import DataTable, Record
 
 SIGNIFICANCE = 0.05

@@ -50,13 +50,14 @@ def result_rows(best: ResultTable, last: ResultTable) -> DataTable:
             "ahead, high": cell.ahead_high,
             "p against teacher (Holm)": cell.p_value,
             "against teacher": cell.mark,
+            "not above": cell.at_baseline,
             "best student": "yes" if cell.best else "",
             "parameters": row.parameters,
             "bytes": row.bytes,
             "tokens per second": row.tokens_per_second,
         }
         for which, table in (("best", best), ("last", last))
-        for row in table.rows
+        for row in table.rows + table.baselines
         for task, cell in row.cells.items()
         if which == "best" or row.kind == "method"
     ]

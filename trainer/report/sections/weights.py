@@ -7,7 +7,7 @@ from trainer.report.parts import Figured, Section, absent, extended, first_seeds
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
 from trainer.report.run.records import Run
-from trainer.report.run.run_files import setting
+from trainer.report.run.settings import setting
 from trainer.report.tables import DataTable, Record
 
 

@@ -1,0 +1,143 @@
+"""A run folder from a stranger: its settings reach no environment and no network, and no damage is a traceback."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_builder.config import load_experiment
+from cache_builder.errors import ConfigError
+from cache_builder.redaction import redact, redacted
+from tests.support.run_folder import make_run
+from tests.support.toys import write_toy
+from trainer.config import Experiment
+from trainer.report.page import write_report
+from trainer.report.results import result_table
+from trainer.report.run.run_reader import read_run
+from trainer.report.sections.cautions import cautions
+from trainer.report.sections.scores import result_rows
+from trainer.report.sections.summary import summary
+from trainer.report.tables import write_csv, write_tables
+
+
+@pytest.mark.parametrize(
+    "path", ["ftp://$HF_TOKEN:x@127.0.0.1:9/c", "$HOME/cache", "~/cache", "s3://bucket/c", "zip::http://h/c"]
+)
+def test_a_path_in_a_run_is_not_expanded_and_no_address_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "the-secret")
+    monkeypatch.setenv("HOME", "/home/the-secret")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text(f"cache.path = '{path}'\nhub_token = 'hf_abc'\nurl = 'https://me:pw@h/x'")
+    page = write_report([run_dir]).read_text(encoding="utf-8")
+    assert "is not opened unless you say that you trust this run: --remote" in page
+    for secret in ("the-secret", "hf_abc", "me:pw"):
+        assert secret not in page
+
+
+def test_a_run_that_is_trusted_has_its_variables_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(tmp_path / "run", methods=("td",), seeds=(0,))
+    shutil.move(run_dir / "cache", tmp_path / "elsewhere")
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path))
+    config = (run_dir / "config.toml").read_text()
+    (run_dir / "config.toml").write_text(config + "\n[cache]\npath = '$ELSEWHERE/elsewhere'\n")
+    assert read_run(run_dir).cache is None
+    assert read_run(run_dir, remote=True).cache is not None
+
+
+@pytest.mark.parametrize(
+    "override", ["distill.hub_token='hf_abc'", "data.train='https://me:pw@host/x.jsonl'", "cache.path='s3://k:s@h/x'"]
+)
+def test_a_secret_in_a_config_is_refused_before_it_is_written(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="holds a secret") as error:
+        load_experiment(Experiment, write_toy(tmp_path), (override,))
+    assert "hf_abc" not in str(error.value) and "pw" not in str(error.value)
+
+
+def test_only_secrets_are_blotted_out() -> None:
+    assert redact("see s3://key:secret@host/x?token=abc&v=1, or a@b") == "see s3://…@host/x?token=…&v=1, or a@b"
+    kept = {"token": "$HF_TOKEN", "max_tokens": 3, "tokenizer": "x", "list": [{"pad_token": ""}]}
+    assert redacted(kept) == kept
+    assert redacted({"a": {"hub_token": "x", "password": "y"}}) == {"a": {"hub_token": "…", "password": "…"}}
+
+
+FILES = (
+    "config.toml",
+    "teacher/checkpoints.json",
+    "teacher/log.json",
+    "distill/td/seed-0/plan.json",
+    "distill/td/seed-0/log.json",
+    "distill/td/seed-0/losses.safetensors",
+    "evaluate/teacher/metrics.json",
+    "evaluate/td/seed-0/best/metrics.json",
+    "evaluate/td/seed-0/best/predictions.jsonl",
+    "losses/student.safetensors",
+    "live_teacher.json",
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400), st.just("\ud800")
+)
+VALUES = st.recursive(
+    SCALARS, lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3)
+)
+NOISE = st.binary(max_size=20) | st.sampled_from([b"[" * 100_000, b"NaN", b"1e999", b"-1", b"null", b"{}"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of which nothing is resampled often: how a file is read is what is tested."""
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.report.results.BOOTSTRAP_SAMPLES", 20)
+        yield make_run(folder, methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+
+
+def damaged(data: st.DataObject, content: bytes, path: str) -> bytes:
+    """Change some of a file, or a value of its JSON for any other."""
+    if path.endswith(".json") and content and data.draw(st.booleans()):
+        value = json.loads(content)
+        at = value
+        while isinstance(at, dict | list) and at:
+            key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+            if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
+                at[key] = data.draw(VALUES)
+                break
+            at = at[key]
+        return json.dumps(value).encode()
+    start = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(start, min(len(content), start + 40)))
+    return content[:start] + data.draw(NOISE) + content[end:]
+
+
+@settings(deadline=None, max_examples=250)
+@given(data=st.data())
+def test_no_damage_to_a_run_file_is_a_traceback(whole: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(FILES))
+    file = whole / path
+    before = file.read_bytes() if file.exists() else b""
+    try:
+        file.write_bytes(damaged(data, before, path))
+        run = read_run(whole)
+        table = result_table(run)
+        write_csv(whole / "x.csv", result_rows(table, table))
+        write_tables(whole / "x.json", [result_rows(table, table)])
+        "\n".join([summary(run, table), *cautions(run, table), *run.missing]).encode()
+    finally:
+        file.write_bytes(before) if before else file.unlink()
+
+
+@pytest.mark.parametrize("part", ["evaluate/teacher/metrics.json", "config.toml", "distill/td/seed-0/log.json"])
+def test_a_pipe_or_a_folder_in_a_file_s_place_is_named(tmp_path: Path, part: str) -> None:
+    for make in (os.mkfifo, os.mkdir):
+        run_dir = make_run(tmp_path / make.__name__, methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+        (run_dir / part).unlink()
+        make(run_dir / part)
+        assert any("not a plain file" in note for note in read_run(run_dir).missing)
