@@ -142,8 +142,8 @@ def test_the_first_paragraph_says_who_won_by_how_much_and_whether_that_is_chance
     run = run_with([teacher, near, control])
     text = summary(run, result_table(run))
     assert text.startswith("td is the best student: 72.5 of 100 on t, 2.5 points below its teacher's 75.0.")
-    assert "not significant (paired by its 40 test rows" in text
+    assert "not significant (at p < 0.05, paired by its 40 test rows" in text
     assert "The control, sft, which saw the labels alone, has 25.0: 47.5 points less." in text
-    assert text.endswith("It has 1 K parameters, 100% of the teacher's 1 K.")
+    assert text.endswith("td has 1 K parameters, 100% of the teacher's 1 K.")
     run = run_with([teacher, control])
-    assert "The difference is significant (paired by its 40 test rows" in summary(run, result_table(run))
+    assert "The difference is significant (at p < 0.05, paired by its 40 test rows" in summary(run, result_table(run))

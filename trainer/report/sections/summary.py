@@ -36,7 +36,7 @@ def _significance(best: ResultRow, results: ResultTable) -> str:
         return "Whether that is more than chance is not known: the row scores to pair are missing."
     clear = [f"{task} ({cell.mark})" for task, cell in tested.items() if cell.mark]
     rows = sum(cell.rows for cell in tested.values())
-    test = f"paired by its {rows:,} test rows, p < 0.05 after Holm's correction"
+    test = f"at p < 0.05, paired by its {rows:,} test rows, after Holm's correction"
     if not clear:
         return f"The difference is not significant ({test})."
     which = "" if len(results.tasks) == 1 else f" on {', '.join(clear)}"
@@ -48,7 +48,9 @@ def _cost(run: Run, best: ResultRow, teacher: ResultRow) -> list[str]:
     said = []
     if best.parameters and teacher.parameters:
         ours, theirs = size(best.parameters, "B"), size(teacher.parameters, "B")
-        said.append(f"It has {ours} parameters, {best.parameters / teacher.parameters:.0%} of the teacher's {theirs}.")
+        said.append(
+            f"{best.label} has {ours} parameters, {best.parameters / teacher.parameters:.0%} of the teacher's {theirs}."
+        )
     spent = [
         entry["train_runtime"] for each in run.distilled if each.method == best.label for entry in each.log
         if "train_runtime" in entry
