@@ -5,8 +5,9 @@ Sequences            token_offsets [n+1], sequence(row) ─▶ token ids, comple
     FlatSequences    tokens, completion: every row one after the other, as a cache stores them
 """
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, overload
 
 import numpy as np
@@ -80,3 +81,28 @@ class FlatSequences(NumberedSequences, Protocol):
 
     @property
     def sample_ids(self) -> FlatSampleIds: ...
+
+
+class Fingerprint:
+    """SHA-256 of sequences, added one after another: what names a corpus's content, wherever it lies."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256(b"footsteps corpus 1")
+
+    def add(self, sample_id: bytes, tokens_T: np.ndarray, completion_T: np.ndarray) -> None:
+        """Add a sequence: its id, token ids and completion mask."""
+        tokens = np.asarray(tokens_T, "<u4").tobytes()
+        completion = np.asarray(completion_T, np.bool_).tobytes()
+        for part in (len(tokens).to_bytes(8, "little"), tokens, completion, sample_id, b"\0"):
+            self._digest.update(part)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def fingerprint_of(sequences: Iterable[tuple[bytes, np.ndarray, np.ndarray]]) -> str:
+    """Return the fingerprint of (id, token ids, completion mask) of every sequence, in order."""
+    fingerprint = Fingerprint()
+    for sequence in sequences:
+        fingerprint.add(*sequence)
+    return fingerprint.hexdigest()

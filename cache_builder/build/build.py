@@ -32,6 +32,7 @@ from cache_builder.data.corpus import Corpus
 from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
+from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -44,7 +45,6 @@ from cache_builder.format.manifest import (
     TargetOptions,
     TokenizerIdentity,
     checkpoint_key,
-    compare,
     read_group,
 )
 from cache_builder.storage.base import Store

@@ -19,7 +19,8 @@ from cache_builder.build.work_units import Work
 from cache_builder.build.worker import Worker
 from cache_builder.cache.chunk_cache import ChunkMemory
 from cache_builder.cache.corpus_view import CachedCorpus
-from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES, open_arrays
+from cache_builder.cache.opening import open_corpus
+from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES
 from cache_builder.capture.backend import OpenEngine
 from cache_builder.config import CacheExperiment, expand
 from cache_builder.data.corpus import Corpus
@@ -105,8 +106,8 @@ class Actor:
             self.hand = job.store.join_as_worker()
             self.hand.__enter__()  # until this process ends
             group = read_group(job.store, CorpusGroup, CORPUS)
-            arrays = open_arrays(job.store, CORPUS, group.files)
-            corpus = CachedCorpus(arrays, ChunkMemory(DEFAULT_MEMORY_BYTES), job.manifest.corpus.fingerprint)
+            arrays = open_corpus(job.store, job.manifest, group)
+            corpus = CachedCorpus(arrays, ChunkMemory(DEFAULT_MEMORY_BYTES), job.manifest, job.store.where(""))
             engine = job.open_engine(job.experiment, job.tokenizer)
             self.worker = Worker(engine, job.store, job.manifest, job.locations, corpus, job.held_out)
         return self.worker

@@ -14,7 +14,7 @@ import numpy as np
 
 from cache_builder.build.recheck import recheck
 from cache_builder.build.work_units import Work, probe_rows
-from cache_builder.cache.reader import open_arrays
+from cache_builder.cache.opening import open_probe
 from cache_builder.cache.writer import CheckpointWriter, write_probe
 from cache_builder.capture.backend import Backend, Engine
 from cache_builder.format.manifest import (
@@ -102,7 +102,7 @@ class Worker:
 
     def _run_probe_pass(self, writer: CheckpointWriter, backend: Backend) -> None:
         group = read_group(self.store, ProbeGroup, PROBE)
-        arrays = open_arrays(self.store, PROBE, group.files)
+        arrays = open_probe(self.store, self.manifest, group)
         rows, ids = arrays["rows"].all(), np.ascontiguousarray(arrays["ids"].all().T)
         logp, log_tail = backend.probe_logp(self.corpus, rows, ids)
         code = quantise(logp, self.manifest.targets.logp_steps_per_nat)

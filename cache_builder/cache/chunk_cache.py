@@ -58,6 +58,11 @@ class ChunkMemory:
     def gather(self, array: ArrayReader, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return the entries [start, end) of the last axis for every span, one after another."""
         chunk_size = array.spec.chunk
+        if len(spans) == 1:
+            start, end = spans[0]
+            number, offset = divmod(start, chunk_size)
+            if start < end <= (number + 1) * chunk_size:  # as nearly always where a row is read alone
+                return self.chunk(array, number)[..., offset : offset + end - start].copy()
         total = sum(end - start for start, end in spans)
         values = np.empty((*array.spec.shape[:-1], total), array.spec.numpy_dtype)
         at = 0

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from cache_builder.cache.chunk_cache import ChunkMemory, chunks_of_spans
+from cache_builder.errors import CacheDamagedError
+from cache_builder.format.manifest import CORPUS, Manifest
 from cache_builder.format.zarr_shards import ArrayReader
 from cache_builder.positions import spans_of
 from cache_builder.sequences import SampleIds
@@ -16,12 +18,18 @@ class CachedCorpus:
     `token_offsets` and `position_offsets` are i64 [n+1]: where each row's tokens and positions begin.
     """
 
-    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, fingerprint: str) -> None:
-        self._arrays, self._memory = arrays, memory
-        self.fingerprint = fingerprint
-        self.token_offsets = arrays["token_offsets"].all()
-        self.position_offsets = arrays["position_offsets"].all()
-        self.sample_ids = CachedSampleIds(arrays, memory)
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, manifest: Manifest, url: str) -> None:
+        self._arrays, self._memory, self._url = arrays, memory, url
+        self.fingerprint = manifest.corpus.fingerprint
+        self.token_offsets = self._offsets("token_offsets", manifest.corpus.tokens)
+        self.position_offsets = self._offsets("position_offsets", manifest.corpus.positions)
+        self.sample_ids = CachedSampleIds(arrays, memory, f"{url}/{CORPUS}")
+
+    def _offsets(self, name: str, total: int) -> np.ndarray:
+        offsets = self._arrays[name].all()
+        if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
+            raise CacheDamagedError(f"{self._url}/{CORPUS}/{name} is damaged: it does not rise from 0 to {total:,}")
+        return offsets
 
     def __len__(self) -> int:
         return len(self.token_offsets) - 1
@@ -43,7 +51,12 @@ class CachedCorpus:
         """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
         span = spans_of(self.token_offsets, [row])
         tokens = self._memory.gather(self._arrays["tokens"], span)
-        return tokens, self._memory.gather(self._arrays["completion"], span).astype(np.bool_)
+        completion = self._memory.gather(self._arrays["completion"], span)
+        if np.count_nonzero(completion[1:]) != self.sequence_positions(row):
+            raise CacheDamagedError(
+                f"{self._url}/{CORPUS} is damaged: the completion of sequence {row} does not have its positions"
+            )
+        return tokens, completion.view(np.bool_)
 
     def sequences(self, rows: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return `sequence(row)` of each row."""
@@ -53,12 +66,21 @@ class CachedCorpus:
 class CachedSampleIds(SampleIds):
     """Ids in a cache's arrays."""
 
-    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory) -> None:
+    def __init__(self, arrays: dict[str, ArrayReader], memory: ChunkMemory, where: str) -> None:
         self._text, self._offsets, self._memory = arrays["sample_ids"], arrays["sample_id_offsets"], memory
+        self._where = where
 
     def __len__(self) -> int:
         return self._offsets.spec.length - 1
 
     def read(self, row: int) -> bytes:
-        start, end = self._memory.gather(self._offsets, [(row, row + 2)])
-        return self._memory.gather(self._text, [(int(start), int(end))]).tobytes()
+        start, end = map(int, self._memory.gather(self._offsets, [(row, row + 2)]))
+        length = self._text.spec.length
+        if not 0 <= start <= end <= length or (row + 1 == len(self) and end != length):
+            raise CacheDamagedError(f"{self._where}/sample_id_offsets is damaged: row {row} has {start:,} to {end:,}")
+        text = self._memory.gather(self._text, [(start, end)]).tobytes()
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            raise CacheDamagedError(f"{self._where}/sample_ids is damaged: the id of row {row} is no UTF-8") from None
+        return text

@@ -32,7 +32,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "imported": manifest.imported.model_dump() if manifest.imported else None,
         "corpus_bytes": cache.corpus_bytes,
         "probe_bytes": cache.probe_bytes,
-        "unfinished": [name for name in cache.begun if name not in cache.checkpoints],
+        "unfinished": cache.unfinished,
         "checkpoints": [_describe_checkpoint(cache, name) for name in cache.checkpoints],
     }
 

@@ -20,37 +20,27 @@ import numpy as np
 
 from cache_builder.cache.chunk_cache import ChunkMemory, chunks_of_spans
 from cache_builder.cache.corpus_view import CachedCorpus
-from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, ConfigError, MissingError
+from cache_builder.cache.opening import Groups, open_checkpoint, open_copy, open_corpus, open_probe, read_manifest
+from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from cache_builder.format.manifest import (
-    ARRIVING,
-    CHECKPOINTS,
     CORPUS,
     PROBE,
-    ROOT,
     CheckpointGroup,
-    CheckpointOrder,
     CorpusGroup,
-    Group,
-    Ledger,
-    Manifest,
     ProbeGroup,
     checkpoint_key,
-    entry_of,
     group_key,
-    read_group,
 )
-from cache_builder.format.records import RecordLayout, decode_records, dequantise, normalise, records_spec
-from cache_builder.format.zarr_shards import ArrayReader, parse_array_metadata
-from cache_builder.positions import groups_of_rows, spans_of
+from cache_builder.format.records import RecordLayout, decode_records, dequantise, normalise
+from cache_builder.format.zarr_shards import ArrayReader
+from cache_builder.positions import counts_of, groups_of_rows, spans_of
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.open import open_store
+from cache_builder.targets.sparse import Targets
 
 if TYPE_CHECKING:
     import zarr
-
-    from cache_builder.cache.disk_cache import LocalCopy
-from cache_builder.targets.sparse import Targets
 
 __all__ = ["Cache", "CachedCorpus", "Targets", "open_cache"]
 
@@ -68,43 +58,37 @@ class Cache:
         self.manifest = read_manifest(store)
         self._memory = ChunkMemory(memory_bytes)
         self._is_far = not isinstance(store, LocalStore)
-        copy = _open_copy(*local_copy, self.manifest.fingerprint) if local_copy and self._is_far else None
-        sizes = store.sizes("")
-        corpus = _group(store, CorpusGroup, CORPUS, sizes)
+        copy = open_copy(*local_copy, self.manifest.fingerprint) if local_copy and self._is_far else None
+        groups = Groups(store, self.manifest)
+        corpus, self._probe = groups.read(CorpusGroup, CORPUS), groups.read(ProbeGroup, PROBE)
         if corpus is None:
             raise CacheIncompleteError(
                 f"cache {self.url} has no corpus yet; run `footsteps cache build CONFIG` to its end"
             )
         self._corpus_bytes = sum(entry.bytes for entry in corpus.files.values())
-        arrays = open_arrays(store, CORPUS, corpus.files, copy)
-        self.corpus = CachedCorpus(arrays, self._memory, self.manifest.corpus.fingerprint)
-        order = _group(store, CheckpointOrder, CHECKPOINTS, sizes)
-        if order is None and any(key.startswith(f"{CHECKPOINTS}/") for key in sizes):
-            raise CacheDamagedError(f"{store.where(group_key(CHECKPOINTS))} is damaged: the file is missing")
-        self.begun: tuple[str, ...] = tuple(order.order if order else ())
+        self.corpus = CachedCorpus(
+            open_corpus(store, self.manifest, corpus, copy), self._memory, self.manifest, self.url
+        )
+        self.begun = groups.order()
         """Every checkpoint whose build was begun, oldest first."""
-        self._groups: dict[str, CheckpointGroup] = {}
-        self._arrays: dict[str, dict[str, ArrayReader]] = {}
-        for name in self.begun:
-            group = _group(store, CheckpointGroup, checkpoint_key(name), sizes)
-            if group is not None:
-                if group.identity.name != name:
-                    where = store.where(group_key(checkpoint_key(name)))
-                    raise CacheDamagedError(f"{where} is damaged: it is that of {group.identity.name!r}")
-                self._groups[name] = group
-                self._arrays[name] = open_arrays(store, checkpoint_key(name), group.files, copy)
-                if self._arrays[name]["records"].spec != records_spec(self.manifest):
-                    raise CacheDamagedError(f"{self.url}: the records of {name!r} do not have the manifest's layout")
-        self._probe = _group(store, ProbeGroup, PROBE, sizes)
+        found = {name: groups.checkpoint(name) for name in self.begun}
+        self._groups = {name: group for name, group in found.items() if group is not None}
+        self.checkpoints = tuple(self._groups)
+        """The complete checkpoints, oldest first."""
         if self._groups and self._probe is None:
             raise CacheDamagedError(f"{store.where(group_key(PROBE))} is damaged: the file is missing")
-        self._probe_arrays = open_arrays(store, PROBE, self._probe.files, copy) if self._probe else {}
+        self._probe_arrays = open_probe(store, self.manifest, self._probe, copy) if self._probe else {}
+        self._arrays = {
+            name: open_checkpoint(store, self.manifest, group, self._probe_arrays["ids"].spec, copy)
+            for name, group in self._groups.items()
+        }
         self._layout = RecordLayout.of(self.manifest.targets)
+        self._whole = self.manifest.imported is None
 
     @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """The complete checkpoints, oldest first."""
-        return tuple(name for name in self.begun if name in self._groups)
+    def unfinished(self) -> list[str]:
+        """The checkpoints whose build has begun and not finished, oldest first."""
+        return [name for name in self.begun if name not in self._groups]
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +139,12 @@ class Cache:
     def losses(self, name: str) -> np.ndarray:
         """Return −Σ log p(gold) of every sequence's positions, f64 [n], in nats."""
         self.checkpoint(name)
-        return self._arrays[name]["loss"].all()
+        losses = self._arrays[name]["loss"].all()
+        # A loss is never below zero but for rounding; one that an imported cache does not know is a NaN.
+        known = losses if self.manifest.imported is None else losses[~np.isnan(losses)]
+        if not (np.isfinite(known) & (known >= -1e-3)).all():
+            raise CacheDamagedError(f"{self._where(name)} is damaged: it holds a loss that is no sum of −log p")
+        return losses
 
     def held_out(self, name: str) -> float | None:
         """Return the mean negative log-likelihood per held-out position in nats; None where nothing was held out."""
@@ -174,7 +163,7 @@ class Cache:
         """Return the targets of global positions [start, end) of each span, one after another."""
         self.checkpoint(name)
         planes = self._memory.gather(self._arrays[name]["records"], spans)
-        return decode_records(self._layout, planes, self.manifest.tokenizer.size)
+        return self._decode(name, planes)
 
     def prefetch(self, name: str | None, rows: Iterable[int]) -> None:
         """Read into memory, several chunks at once, what `rows` need of the corpus and of a checkpoint.
@@ -198,12 +187,24 @@ class Cache:
     @property
     def probe_rows(self) -> np.ndarray:
         """Rows of the probe's sequences, i64 [P], rising."""
-        return self._probe_array("rows").all()
+        rows = self._probe_array("rows").all()
+        rising = (rows[1:] > rows[:-1]).all() and (not rows.size or (rows[0] >= 0 and rows[-1] < len(self.corpus)))
+        positions = counts_of(self.corpus.position_offsets, rows).sum() if rising else -1
+        if positions != self._probe_array("ids").spec.length:
+            raise CacheDamagedError(
+                f"{self._store.where(PROBE)}/rows is damaged: they are not rising rows of the corpus, with the "
+                "positions of its ids"
+            )
+        return rows
 
     @property
     def probe_ids(self) -> np.ndarray:
         """Ids on which the probe's positions are compared, i64 [M, R]; position order as of `read(…, probe_rows)`."""
         return np.ascontiguousarray(self._probe_array("ids").all().T.astype(np.int64))
+
+    def check_probe(self) -> None:
+        """Read the probe's rows and ids, which checks them."""
+        _ = self.probe_rows, self.probe_ids
 
     def probe_logp(self, name: str) -> np.ndarray:
         """Return a checkpoint's log-probabilities on `probe_ids`, f32 [M, R]."""
@@ -217,7 +218,7 @@ class Cache:
         """Yield all targets of a checkpoint in order, a chunk at a time, without keeping any."""
         self.checkpoint(name)
         for planes in self._arrays[name]["records"].chunks():
-            yield decode_records(self._layout, planes, self.manifest.tokenizer.size)
+            yield self._decode(name, planes)
 
     def zarr(self, name: str) -> "zarr.Group":
         """Open a checkpoint's arrays in plain zarr-python, read-only: records, loss, probe_logp, probe_log_tail.
@@ -233,11 +234,25 @@ class Cache:
         self.checkpoint(name)
         return open_plain(self._store, checkpoint_key(name))
 
+    def _decode(self, name: str, planes: np.ndarray) -> Targets:
+        try:
+            targets = decode_records(self._layout, planes, self.manifest.tokenizer.size, self._whole)
+        except CacheDamagedError as error:
+            raise CacheDamagedError(f"{self._where(name)} is damaged: {error}") from None
+        return targets
+
+    def _where(self, name: str) -> str:
+        return self._store.where(checkpoint_key(name))
+
     def _probe_target(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         self.checkpoint(name)
         code_RM = self._arrays[name]["probe_logp"].all()
         logp_MR = np.ascontiguousarray(dequantise(code_RM, self.manifest.targets.logp_steps_per_nat).T)
-        return normalise(logp_MR, self._arrays[name]["probe_log_tail"].all())
+        log_tail_M = self._arrays[name]["probe_log_tail"].all()
+        try:
+            return normalise(logp_MR, log_tail_M, self.manifest.targets.logp_steps_per_nat)
+        except CacheDamagedError as error:
+            raise CacheDamagedError(f"{self._where(name)}/probe_logp is damaged: {error}") from None
 
     def _probe_array(self, name: str) -> ArrayReader:
         if self._probe is None:
@@ -264,58 +279,3 @@ def open_cache(
         CacheWriteError: the folder of the local copy cannot be used.
     """
     return Cache(open_store(str(url)), memory_bytes, local_copy)
-
-
-def read_manifest(store: Store) -> Manifest:
-    """Return a cache's manifest, or refuse what is not one."""
-    if not store.exists(ROOT):
-        if store.exists(ARRIVING):
-            raise CacheIncompleteError(
-                f"{store.where('')} holds part of a copy of a cache; give the `footsteps cache push` or `pull` that "
-                "was bringing it again"
-            )
-        raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
-    return read_group(store, Manifest, "")
-
-
-def open_arrays(store: Store, group: str, files: Ledger, copy: "LocalCopy | None" = None) -> dict[str, ArrayReader]:
-    """Open every array of a group that its ledger names; chunks are read through `copy`, where there is one."""
-    arrays: dict[str, ArrayReader] = {}
-    chunks = store if copy is None else copy.of_group(store, group, files)
-    for file in files:
-        if file.endswith("/zarr.json"):
-            name = file.removesuffix("/zarr.json")
-            key = f"{group}/{file}"
-            metadata = store.read(key)
-            if entry_of(metadata) != files[file]:
-                raise CacheDamagedError(f"{store.where(key)} is damaged: it is not the file that was committed")
-            spec, _ = parse_array_metadata(metadata, store.where(key))
-            crcs = [files[f"{name}/{spec.shard_key(shard)}"].chunk_crc32c or [] for shard in range(spec.n_shards)]
-            arrays[name] = ArrayReader(chunks, f"{group}/{name}", spec, crcs.__getitem__)
-    return arrays
-
-
-def _open_copy(folder: Path, limit_bytes: int, fingerprint: str) -> "LocalCopy":
-    try:
-        # Imported here, because reading a cache must not need `fcntl`.
-        from cache_builder.cache.disk_cache import LocalCopy
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"cannot keep a copy of the cache in {folder}: this system has no file locks ({error}); "
-            "set cache.local_copy_bytes to 0"
-        ) from None
-    return LocalCopy(folder, limit_bytes, fingerprint)
-
-
-def _group(store: Store, schema: type[Group], group: str, sizes: dict[str, int]) -> Group | None:
-    """Read a group's attributes, if it is complete, and compare its ledger with the files' sizes."""
-    if group_key(group) not in sizes:
-        return None
-    body = read_group(store, schema, group)
-    files: Ledger = getattr(body, "files", {})
-    for file, entry in files.items():
-        found = sizes.get(f"{group}/{file}")
-        if found != entry.bytes:
-            state = "the file is missing" if found is None else f"{found:,} bytes, {entry.bytes:,} were committed"
-            raise CacheDamagedError(f"{store.where(f'{group}/{file}')} is damaged: {state}")
-    return body

@@ -9,11 +9,14 @@ finish      loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger)
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from cache_builder.atomic import PART_SUFFIX
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
     CHECKPOINTS,
     CORPUS,
@@ -31,7 +34,6 @@ from cache_builder.format.manifest import (
     ProbePass,
     check_name,
     checkpoint_key,
-    compare,
     entry_of,
     group_key,
     read_group,
@@ -40,6 +42,7 @@ from cache_builder.format.manifest import (
     unseal,
 )
 from cache_builder.format.records import RecordLayout, decode_scalars, encode_records, records_spec
+from cache_builder.format.schema import check_chunk_sizes
 from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, array_metadata, encode_shard, parse_array_metadata
 from cache_builder.positions import sum_rows
 from cache_builder.sequences import FlatSequences
@@ -79,6 +82,7 @@ def create_cache(store: Store, manifest: Manifest, corpus: FlatSequences) -> Non
         CacheMismatchError: the place holds something else, a cache made from something else, or the corpus has an id
             outside the vocabulary.
     """
+    check_chunk_sizes(manifest)
     if store.exists(ROOT):
         root = read_group(store, Manifest, "")
         if root.imported is not None and manifest.imported is None:
@@ -168,7 +172,7 @@ class CheckpointWriter:
         key = f"{self.group}/{RECORDS}/zarr.json"
         if self.store.exists(key):
             _, attributes = parse_array_metadata(self.store.read(key), self.store.where(key))
-            recorded = CheckpointIdentity.model_validate(attributes)
+            recorded = _identity(attributes, self.store.where(key))
             compare(recorded, identity, f"checkpoint {self.name!r} of {self.store.where('')}")
         else:
             self.store.commit(key, array_metadata(self.spec, identity.model_dump()))
@@ -227,7 +231,8 @@ class CheckpointWriter:
                 return False
             key = f"{self.group}/{RECORDS}/zarr.json"
             metadata = self.store.read(key)
-            identity = CheckpointIdentity.model_validate(parse_array_metadata(metadata, self.store.where(key))[1])
+            where = self.store.where(key)
+            identity = _identity(parse_array_metadata(metadata, where)[1], where)
             files = {f"{RECORDS}/zarr.json": entry_of(metadata)}
             files |= {f"{RECORDS}/{self.spec.shard_key(shard)}": entry for shard, entry in sorted(done.items())}
             files |= probe_pass.files
@@ -282,3 +287,11 @@ class CheckpointWriter:
             return unseal(schema, self.store.read(key), self.store.where(key))
         except CacheDamagedError:
             return None
+
+
+def _identity(attributes: dict[str, Any], where: str) -> CheckpointIdentity:
+    """Read what a checkpoint's records say of whose they are."""
+    try:
+        return CheckpointIdentity.model_validate(attributes)
+    except ValidationError:
+        raise CacheDamagedError(f"{where} is damaged: it does not say of which weights it is") from None

@@ -26,10 +26,9 @@ from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import DataError
 from cache_builder.positions import is_position
-from cache_builder.sequences import FlatSampleIds
+from cache_builder.sequences import Fingerprint, FlatSampleIds
 from cache_builder.steps import finish_stage, finished_result, stage_result
 
-FINGERPRINT_VERSION = b"footsteps corpus 1"
 FILES = ("tokens.u32", "completion.u8", "offsets.i64", "ids.u8", "id_offsets.i64")
 
 
@@ -143,7 +142,7 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
         DataError: two sequences share an id.
     """
     counts = {"sequences": 0, "tokens": 0, "positions": 0, "truncated": 0, "truncated_tokens": 0, "dropped": 0}
-    digest = hashlib.sha256(FINGERPRINT_VERSION)
+    fingerprint = Fingerprint()
     seen_ids: set[bytes] = set()
     id_bytes = 0
     files: list[BinaryIO] = [(folder / name).open("wb") for name in FILES]
@@ -160,7 +159,7 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
             if key in seen_ids:
                 raise DataError(f"two examples have the id {name!r}; ids must be unique")
             seen_ids.add(key)
-            tokens = np.asarray(encoded.input_ids, "<u4").tobytes()
+            tokens = np.asarray(encoded.input_ids, "<u4")
             completion = np.asarray(encoded.completion, np.bool_)
             counts["sequences"] += 1
             counts["tokens"] += len(encoded.input_ids)
@@ -168,13 +167,12 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
             counts["truncated"] += encoded.truncated_tokens > 0
             counts["truncated_tokens"] += encoded.truncated_tokens
             id_bytes += len(sample_id)
-            tokens_file.write(tokens)
+            tokens_file.write(tokens.tobytes())
             completion_file.write(completion.tobytes())
             offsets_file.write(np.asarray([counts["tokens"], counts["positions"]], "<i8").tobytes())
             ids_file.write(sample_id)
             id_offsets_file.write(np.asarray([id_bytes], "<i8").tobytes())
-            for part in (len(tokens).to_bytes(8, "little"), tokens, completion.tobytes(), sample_id, b"\0"):
-                digest.update(part)
+            fingerprint.add(sample_id, tokens, completion)
         for file in files:
             file.flush()
             os.fsync(file.fileno())
@@ -182,4 +180,4 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
         for file in files:
             file.close()
     digests = {name: sha256_of(folder / name) for name in FILES}
-    return {"fingerprint": digest.hexdigest(), "counts": counts, "files": digests}
+    return {"fingerprint": fingerprint.hexdigest(), "counts": counts, "files": digests}

@@ -13,7 +13,7 @@ Every group's zarr.json is sealed: its attributes carry their own SHA-256. No to
 import hashlib
 import json
 import re
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -40,13 +41,20 @@ ARRIVING = "arriving.part"
 BESIDE = ("README.md", ".gitattributes")
 """What may lie beside a cache: the card of a shared one, and what the Hub adds."""
 ATTRIBUTE, SEAL = "footsteps", "footsteps_sha256"
+MAX_COUNT = 2**62
+"""Above any count; sums and products of two, as offsets, stay exact."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
+
+
+Loss = Annotated[float, Field(ge=-0.01)]
+"""Nats per position; below zero by rounding at most."""
 
 
 class Entry(BaseModel):
     """Base of everything that is stored as JSON: strict, immutable, no unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # A NaN is no loss: compared with others it would win or lose by the order of the comparison.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TokenizerIdentity(Entry):
@@ -60,33 +68,39 @@ class CorpusIdentity(Entry):
     """Which sequences: a fingerprint of their content, and how many there are."""
 
     fingerprint: str
-    sequences: int = Field(ge=1)
-    tokens: int = Field(ge=1)
-    positions: int = Field(ge=1)
+    sequences: int = Field(ge=1, lt=MAX_COUNT)
+    tokens: int = Field(ge=1, lt=MAX_COUNT)
+    positions: int = Field(ge=1, lt=MAX_COUNT)
 
 
 class TargetOptions(Entry):
     """The options that change what is stored of a distribution."""
 
-    top_k: int = Field(ge=1)
+    top_k: int = Field(ge=1, lt=MAX_COUNT)
     top_p: float = Field(gt=0, le=1)
-    tail_samples: int = Field(ge=0)
-    logp_steps_per_nat: int = Field(ge=1)
+    tail_samples: int = Field(ge=0, lt=MAX_COUNT)
+    logp_steps_per_nat: int = Field(ge=1, lt=MAX_COUNT)
     seed: int = Field(ge=0)
 
 
 class ProbeOptions(Entry):
     """How many sequences are compared, and on how many ids per position."""
 
-    sequences: int = Field(ge=1)
-    top_k: int = Field(ge=1)
+    sequences: int = Field(ge=1, lt=MAX_COUNT)
+    top_k: int = Field(ge=1, lt=MAX_COUNT)
 
 
 class Layout(Entry):
     """How positions are cut into files and chunks."""
 
-    shard_positions: int = Field(ge=1)
-    chunk_positions: int = Field(ge=1)
+    shard_positions: int = Field(ge=1, lt=MAX_COUNT)
+    chunk_positions: int = Field(ge=1, lt=MAX_COUNT)
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.shard_positions % self.chunk_positions:
+            raise ValueError("`shard_positions` is no multiple of `chunk_positions`")
+        return self
 
 
 class Imported(Entry):
@@ -138,7 +152,7 @@ class Manifest(Entry):
 class LedgerEntry(Entry):
     """What was committed under one file's name."""
 
-    bytes: int
+    bytes: int = Field(ge=0, lt=MAX_COUNT)
     sha256: str
     chunk_crc32c: list[int] | None = None
     """crc32c of each chunk of a shard; None where the file is not one."""
@@ -155,6 +169,12 @@ class CheckpointIdentity(Entry):
     dtype: str
     attn_implementation: str
 
+    @field_validator("name")
+    @classmethod
+    def _safe(cls, name: str) -> str:
+        check_name(name)  # it becomes a folder's
+        return name
+
 
 class CorpusGroup(Entry):
     """Attributes of corpus/zarr.json."""
@@ -166,7 +186,7 @@ class ProbeGroup(Entry):
     """Attributes of probe/zarr.json."""
 
     anchor: CheckpointIdentity
-    positions: int
+    positions: int = Field(ge=0, lt=MAX_COUNT)
     files: Ledger
 
 
@@ -175,11 +195,20 @@ class CheckpointOrder(Entry):
 
     order: list[str]
 
+    @field_validator("order")
+    @classmethod
+    def _each_once(cls, order: list[str]) -> list[str]:
+        if len(set(order)) < len(order):
+            raise ValueError("a name stands twice")
+        for name in order:
+            check_name(name)
+        return order
+
 
 class ProbePass(Entry):
     """What a checkpoint's second pass gives: its held-out loss, and the ledger of its probe arrays."""
 
-    held_out_loss: float | None
+    held_out_loss: Loss | None
     files: Ledger
 
 
@@ -187,7 +216,7 @@ class CheckpointGroup(Entry):
     """Attributes of checkpoints/<name>/zarr.json."""
 
     identity: CheckpointIdentity
-    held_out_loss: float | None
+    held_out_loss: Loss | None
     """Mean negative log-likelihood per position on the held-out corpus, in nats."""
     files: Ledger
 
@@ -231,20 +260,23 @@ def unseal(schema: type[Group], data: bytes, where: str) -> Group:
         CacheDamagedError: anything in it is not as written.
     """
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_refuse_constant)
         body, digest = document["attributes"][ATTRIBUTE], document["attributes"][SEAL]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheDamagedError(f"{where} is damaged: not the description of a group ({error!r})") from None
+        intact = digest == hashlib.sha256(_canonical(body)).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else repr(error)
+        raise CacheDamagedError(f"{where} is damaged: not the description of a group ({reason})") from None
     if schema is Manifest:
         _check_version(body, where)
-    intact = digest == hashlib.sha256(_canonical(body)).hexdigest()
-    try:
-        group = schema.model_validate(body)
-        intact = intact and seal(group) == data
-    except ValidationError:
-        intact = False
     if not intact:
         raise CacheDamagedError(f"{where} is damaged: its content does not fit its own digest")
+    try:
+        group = schema.model_validate(body)
+        written = seal(group)
+    except (ValidationError, RecursionError, UnicodeError) as error:
+        raise CacheDamagedError(f"{where} is damaged: {_first_problem(error)}") from None
+    if written != data:
+        raise CacheDamagedError(f"{where} is damaged: it is not in the form in which this format writes it")
     return group
 
 
@@ -268,22 +300,16 @@ def read_order(store: Reads) -> list[str]:
     return read_group(store, CheckpointOrder, CHECKPOINTS).order if store.exists(group_key(CHECKPOINTS)) else []
 
 
-def compare(recorded: Entry, now: Entry, what: str) -> None:
-    """Refuse where two entries differ.
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
-    Raises:
-        CacheMismatchError: the message names every field that differs, with both values.
-    """
-    ours, theirs = _flat(now.model_dump()), _flat(recorded.model_dump())
-    lines = [
-        f"  {key}: it has {theirs.get(key)!r}, now {ours.get(key)!r}" for key in theirs if theirs[key] != ours.get(key)
-    ]
-    lines += [f"  {key}: it has none, now {ours[key]!r}" for key in ours if key not in theirs]
-    if lines:
-        raise CacheMismatchError(
-            f"{what} was made from something else; use what it was made from, or another cache.path:\n"
-            + "\n".join(lines)
-        )
+
+def _first_problem(error: Exception) -> str:
+    """Say what does not fit a group's schema, and where."""
+    if not isinstance(error, ValidationError):
+        return "nested too deep" if isinstance(error, RecursionError) else "it has text that is not Unicode"
+    details = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, details['loc']))}: {details['msg']}"[:300]
 
 
 def _check_version(body: Any, where: str) -> None:
@@ -295,16 +321,6 @@ def _check_version(body: Any, where: str) -> None:
             f"{where} is of format version {version}, this program reads versions up to "
             f"{IMPORTED_VERSION}; update footsteps"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _canonical(value: Any) -> bytes:

@@ -11,6 +11,7 @@ differences mostly zero. Log-probabilities are rounded to a step; `decode` renor
 Shapes: M positions, K slots of the support, S tail samples.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,9 @@ from cache_builder.targets.sparse import Targets
 
 UNUSED = 65535
 ZSTD_LEVEL = 1
+SUM_TOLERANCE = 0.01
+"""How far from zero the log of a position's probabilities' sum may be beyond the rounding to steps: importers' sources
+are of half precision, and a capture sums in float32."""
 ID_BYTES, LOGP_BYTES, SCALAR_BYTES = 3, 2, 4
 
 
@@ -76,16 +80,27 @@ def quantise(logp: np.ndarray, steps_per_nat: int) -> np.ndarray:
 
 def dequantise(code: np.ndarray, steps_per_nat: int) -> np.ndarray:
     """Undo `quantise` to f32; the error is at most half a step."""
-    logp = code.astype(np.float32)
-    logp *= np.float32(-1 / steps_per_nat)
+    logp = _steps_to_nats(code, steps_per_nat)
     logp[code == UNUSED] = -np.inf
     return logp
 
 
-def normalise(logp: np.ndarray, log_tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shift log-probabilities [..., K] and log tail [...] so that they sum to one."""
+def normalise(logp: np.ndarray, log_tail: np.ndarray, steps_per_nat: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shift log-probabilities [..., K] and log tail [...] so that they sum to one, which they do but for rounding.
+
+    Raises:
+        CacheDamagedError: they sum to something else, or hold a NaN.
+    """
+    # Both conditions are written so that a NaN fails them. The reductions are those of the ufuncs, as an array's `max`
+    # costs a microsecond more, and a batch has few positions.
+    if log_tail.size and not np.maximum.reduce(log_tail) <= SUM_TOLERANCE:
+        raise CacheDamagedError("it holds a tail of more than all probability")
     total = np.exp(logp).sum(axis=-1, dtype=np.float32)
     total += np.exp(log_tail)
+    if total.size:
+        most = math.exp(0.5 / steps_per_nat + SUM_TOLERANCE)  # each is off by half a step at most, so their sum is too
+        if not (np.minimum.reduce(total) >= 1 / most and np.maximum.reduce(total) <= most):
+            raise CacheDamagedError("it holds probabilities that do not sum to one")
     shift = np.log(total)
     return logp - shift[..., None], log_tail - shift
 
@@ -108,11 +123,12 @@ def encode_records(layout: RecordLayout, targets: Targets) -> np.ndarray:
     return np.ascontiguousarray(planes)
 
 
-def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int) -> Targets:
-    """Turn u8 [planes, M] back into targets.
+def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int, all_known: bool = False) -> Targets:
+    """Turn u8 [planes, M] back into targets; `all_known` says that no gold and no entropy may be missing.
 
     Raises:
-        CacheDamagedError: an id lies outside the vocabulary.
+        CacheDamagedError: an id lies outside the vocabulary, probabilities do not sum to one, or a gold or an entropy
+            is none.
     """
     k, s = layout.top_k, layout.tail_samples
     logp, samples, scalars = layout.first_logp_plane, layout.first_sample_plane, layout.first_scalar_plane
@@ -122,17 +138,40 @@ def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int) ->
     code_KM = np.add.accumulate(delta_KM, axis=0, dtype=np.uint16)
     samples_MS = _numbers(planes[samples:scalars], s)
     log_tail_M, gold_M, entropy_M = decode_scalars(layout, planes)
-    unused_MK = code_KM.T == UNUSED
-    if unused_MK.any():
-        ids_MK = np.where(unused_MK, ids_MK[:, :1], ids_MK)
-    no_tail_M = np.isneginf(log_tail_M)
+    unused_KM = code_KM == UNUSED
+    has_unused = bool(unused_KM.any())
+    if has_unused:
+        ids_MK = np.where(unused_KM.T, ids_MK[:, :1], ids_MK)
+    if all_known:
+        _check_known(gold_M, entropy_M)
+    no_tail_M = log_tail_M == -np.inf
     if no_tail_M.any():
         samples_MS[no_tail_M] = ids_MK[no_tail_M, :1]
-    if len(ids_MK) and max(ids_MK.max(), samples_MS.max(initial=0)) >= vocab_size:
-        raise CacheDamagedError(f"the cache holds an id outside the vocabulary of {vocab_size:,} tokens")
-    logp_MK = np.ascontiguousarray(dequantise(code_KM, layout.steps_per_nat).T)
-    logp_MK, log_tail_M = normalise(logp_MK, log_tail_M)
+    largest = np.maximum.reduce
+    if len(ids_MK) and max(largest(ids_MK, axis=None), largest(samples_MS, axis=None, initial=0)) >= vocab_size:
+        raise CacheDamagedError(f"it holds an id outside the vocabulary of {vocab_size:,} tokens")
+    logp_KM = _steps_to_nats(code_KM, layout.steps_per_nat)
+    if has_unused:
+        logp_KM[unused_KM] = -np.inf
+    logp_MK = np.ascontiguousarray(logp_KM.T)
+    logp_MK, log_tail_M = normalise(logp_MK, log_tail_M, layout.steps_per_nat)
     return Targets(ids_MK, logp_MK, samples_MS, log_tail_M, gold_M, entropy_M)
+
+
+def _steps_to_nats(code: np.ndarray, steps_per_nat: int) -> np.ndarray:
+    logp = code.astype(np.float32)
+    logp *= np.float32(-1 / steps_per_nat)
+    return logp
+
+
+def _check_known(gold_M: np.ndarray, entropy_M: np.ndarray) -> None:
+    """Refuse a true token's log-probability, or an entropy, that is not finite or of the wrong sign beyond rounding."""
+    if len(gold_M):
+        largest, smallest = np.maximum.reduce, np.minimum.reduce
+        if not (largest(gold_M) <= SUM_TOLERANCE and smallest(gold_M) > -np.inf):
+            raise CacheDamagedError("it holds a log-probability of a true token that is none")
+        if not (smallest(entropy_M) >= -SUM_TOLERANCE and largest(entropy_M) < np.inf):
+            raise CacheDamagedError("it holds an entropy that is none")
 
 
 def decode_scalars(layout: RecordLayout, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

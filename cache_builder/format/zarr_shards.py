@@ -19,11 +19,14 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
 from cache_builder.errors import CacheDamagedError
+from cache_builder.format.manifest import MAX_COUNT
 from cache_builder.storage.base import Ranges
 
 CRC_BYTES = 4
 DTYPES = {"uint8": "|u1", "uint16": "<u2", "uint32": "<u4", "int64": "<i8", "float32": "<f4", "float64": "<f8"}
 ABSENT = np.uint64(2**64 - 1)
+MAX_CHUNK_BYTES = 1 << 28
+"""What a chunk may be in memory: a kilobyte of zstd may claim to hold any number of bytes."""
 VECTOR_CHUNK, VECTOR_SHARD = 1 << 14, 1 << 20
 
 
@@ -54,6 +57,11 @@ class ArraySpec:
     def fill(self) -> np.ndarray:
         """What pads an edge chunk: every bit set, which lies outside any vocabulary and is no number in a float."""
         return np.full(self.numpy_dtype.itemsize, 255, np.uint8).view(self.numpy_dtype)[0]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a whole chunk in memory."""
+        return math.prod(self.shape[:-1]) * self.chunk * self.numpy_dtype.itemsize
 
     def shard_key(self, shard: int) -> str:
         """Name of a shard's file below the array."""
@@ -106,6 +114,7 @@ def parse_array_metadata(data: bytes, where: str) -> tuple[ArraySpec, dict[str, 
     try:
         document = json.loads(data)
         sharding = document["codecs"][0]["configuration"]
+        _check_numbers(document, sharding)
         spec = ArraySpec(
             shape=tuple(document["shape"]),
             dtype=document["data_type"],
@@ -115,11 +124,25 @@ def parse_array_metadata(data: bytes, where: str) -> tuple[ArraySpec, dict[str, 
         )
         attributes = document["attributes"]
         intact = array_metadata(spec, attributes) == data
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CacheDamagedError(f"{where} is damaged: not the description of an array ({error!r})") from None
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else repr(error)[:300]
+        raise CacheDamagedError(f"{where} is damaged: not the description of an array ({reason})") from None
     if not intact:
         raise CacheDamagedError(f"{where} is damaged: it is not in the form in which this format writes it")
     return spec, attributes
+
+
+def _check_numbers(document: dict[str, Any], sharding: dict[str, Any]) -> None:
+    """Refuse what Python would take for a size and is none: 12.0, true, a number below zero."""
+    shard = document["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk = sharding["chunk_shape"]
+    sizes = [*document["shape"], *shard, *chunk]
+    if any(type(size) is not int or not 0 <= size < MAX_COUNT for size in sizes):
+        raise ValueError("a size is no whole number from 0 to 2⁶²")
+    if not 1 <= len(document["shape"]) <= 2 or not 0 < chunk[-1] <= shard[-1] or shard[-1] % chunk[-1]:
+        raise ValueError("its axes or chunks are not those of any array of this format")
+    if document["data_type"] not in DTYPES or type(sharding["codecs"][1]["configuration"]["level"]) is not int:
+        raise ValueError("its data type or level is none of this format")
 
 
 @dataclass(frozen=True)
@@ -162,11 +185,18 @@ class ArrayReader:
     """Reads whole chunks of one array; keeps no data, only the shards' indexes.
 
     `chunk_crcs(shard)` gives what the ledger says of each chunk, so that a shard exchanged for another, itself
-    intact one is noticed.
+    intact one is noticed; `most` is the largest value that an entry may have.
     """
 
-    def __init__(self, store: Ranges, key: str, spec: ArraySpec, chunk_crcs: Callable[[int], list[int]]) -> None:
-        self.store, self.key, self.spec = store, key, spec
+    def __init__(
+        self,
+        store: Ranges,
+        key: str,
+        spec: ArraySpec,
+        chunk_crcs: Callable[[int], list[int]],
+        most: int | None = None,
+    ) -> None:
+        self.store, self.key, self.spec, self.most = store, key, spec, most
         self.chunk_crcs = chunk_crcs
         self.n_chunks = -(-spec.length // spec.chunk)
         self._chunks_per_shard = spec.shard // spec.chunk
@@ -175,7 +205,12 @@ class ArrayReader:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of a whole chunk in memory."""
-        return math.prod(self.spec.shape[:-1]) * self.spec.chunk * self.spec.numpy_dtype.itemsize
+        return self.spec.chunk_bytes
+
+    @property
+    def max_stored_bytes(self) -> int:
+        """The most that a chunk takes in its shard: what zstd makes of noise, and the checksum."""
+        return self.chunk_bytes + self.chunk_bytes // 128 + 1024 + CRC_BYTES
 
     def chunk(self, number: int) -> np.ndarray:
         """Return chunk `number`, [..., entries]; the last one is as long as the array's rest.
@@ -186,6 +221,10 @@ class ArrayReader:
         shard, within = divmod(number, self._chunks_per_shard)
         key = f"{self.key}/{self.spec.shard_key(shard)}"
         offset, size = self._index(shard, key)[within]
+        if not CRC_BYTES < size <= self.max_stored_bytes or offset >= MAX_COUNT:
+            raise CacheDamagedError(
+                f"{self.store.where(key)} is damaged: its index gives chunk {within} {size:,} bytes at {offset:,}"
+            )
         data = self.store.read_range(key, offset, size)
         payload, crc = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
         recorded = self.chunk_crcs(shard)[within]
@@ -196,9 +235,25 @@ class ArrayReader:
                 f"{self.store.where(key)} is damaged: chunk {within} is not the one that was committed "
                 f"(crc32c {crc:08x}, the ledger has {recorded:08x})"
             )
-        values = np.frombuffer(Zstd().decode(payload), self.spec.numpy_dtype)
+        values = self._decoded(payload, key, within)
         entries = min(self.spec.chunk, self.spec.length - number * self.spec.chunk)
-        return values.reshape(*self.spec.shape[:-1], self.spec.chunk)[..., :entries]
+        values = values.reshape(*self.spec.shape[:-1], self.spec.chunk)[..., :entries]
+        # Here and not where entries are used: a chunk is read once, and used by many batches.
+        if self.most is not None and values.max(initial=0) > self.most:
+            raise CacheDamagedError(f"{self.store.where(key)} is damaged: it holds {values.max():,} > {self.most:,}")
+        return values
+
+    def _decoded(self, payload: bytes, key: str, within: int) -> np.ndarray:
+        """Decompress a chunk into the bytes that it must have, never more whatever its header claims."""
+        buffer = np.empty(self.chunk_bytes, np.uint8)
+        try:
+            Zstd().decode(payload, out=buffer)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise CacheDamagedError(
+                f"{self.store.where(key)} is damaged: chunk {within} is not {self.chunk_bytes:,} bytes ({error})"
+            ) from None
+        buffer.flags.writeable = False  # it is handed out again and again
+        return buffer.view(self.spec.numpy_dtype)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield every chunk in order."""
@@ -214,6 +269,8 @@ class ArrayReader:
     def _index(self, shard: int, key: str) -> list[tuple[int, int]]:
         if shard not in self._indexes:
             size = self._chunks_per_shard * 16 + CRC_BYTES
+            if size > MAX_CHUNK_BYTES:
+                raise CacheDamagedError(f"{self.store.where(key)} is damaged: its index would have {size:,} bytes")
             data = self.store.read_tail(key, size)
             if crc32c(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
                 raise CacheDamagedError(f"{self.store.where(key)} is damaged: its chunk index fails its checksum")

@@ -4,12 +4,12 @@ source ─▶ CopyPlan: manifest, corpus, probe, checkpoints  complete, of the l
 place: nothing │ this cache │ an unfinished copy of it    anything else is refused by name
 """
 
-import re
 from dataclasses import dataclass
 
 from cache_builder.atomic import PART_SUFFIX
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
+from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
     ARRIVING,
     BESIDE,
@@ -25,7 +25,6 @@ from cache_builder.format.manifest import (
     ProbeGroup,
     check_name,
     checkpoint_key,
-    compare,
     group_key,
     read_group,
     unseal,
@@ -33,7 +32,6 @@ from cache_builder.format.manifest import (
 from cache_builder.storage.base import Store
 
 CHECK_BYTES = 64 << 20
-_FILE = re.compile(r"[a-z_]+/(zarr\.json|c/(0/)?[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def plan_copy(source: Store, checkpoints: tuple[str, ...]) -> CopyPlan:
         CacheDamagedError: a file is missing or of another size than was committed, or a ledger names what it cannot.
     """
     cache = Cache(source, CHECK_BYTES)
-    unfinished = [name for name in cache.begun if name not in cache.checkpoints]
+    unfinished = cache.unfinished
     if not checkpoints and (unfinished or not cache.checkpoints):
         complete = " ".join(f"--checkpoint {name}" for name in cache.checkpoints)
         raise CacheIncompleteError(
@@ -93,10 +91,6 @@ def plan_copy(source: Store, checkpoints: tuple[str, ...]) -> CopyPlan:
     for name in checkpoints or chosen:
         check_name(name)
         groups.append(Group(checkpoint_key(name), cache.checkpoint(name)))
-    for group in groups:
-        for file in group.files:
-            if not _FILE.fullmatch(file):
-                raise CacheDamagedError(f"{source.where(group.metadata)} is damaged: it names the file {file!r}")
     return CopyPlan(source, cache.manifest, groups, chosen, cache.begun)
 
 

@@ -34,6 +34,9 @@ class Reads(Ranges, Protocol):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of every file below `prefix`, by its key below the store."""
 
+    def size(self, key: str) -> int | None:
+        """Return a file's size in bytes; None where there is none."""
+
     def exists(self, key: str) -> bool:
         """Say whether the file is there."""
 

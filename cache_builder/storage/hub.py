@@ -100,13 +100,16 @@ class HubStore:
         return {key: file.lfs.sha256 for key, file in self._files("").items() if file.lfs is not None}
 
     def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
         found = self._call(
             lambda: self.api.get_paths_info(
                 self.repository, [self.path(key)], repo_type="dataset", revision=self.commit_id
             ),
             "read",
         )
-        return any(isinstance(entry, RepoFile) for entry in found)
+        return next((entry.size for entry in found if isinstance(entry, RepoFile)), None)
 
     def make_repository(self) -> None:
         """Make the repository, private, and its branch, where they are not there."""

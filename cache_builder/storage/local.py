@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         try:
+            # Opening a pipe waits for whoever writes into it, and a device may never end.
+            if not stat.S_ISREG((self.folder / key).stat().st_mode):
+                raise self._irregular(key)
             return (self.folder / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise CacheDamagedError(f"{self.where(key)} is damaged: the file is missing") from None
@@ -56,21 +60,31 @@ class LocalStore:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         found: dict[str, int] = {}
-        pending = [self.folder / prefix]
+        pending = [prefix]
         while pending:
             folder = pending.pop()
             try:
-                entries = list(os.scandir(folder))
+                entries = list(os.scandir(self.folder / folder))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for entry in entries:
+                key = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_symlink():
+                    self._check_link(key)
                 if entry.is_dir():
                     if entry.name != LOCK_FOLDER:
-                        pending.append(Path(entry.path))
+                        pending.append(key)
                 else:
                     with suppress(FileNotFoundError):  # a file being written has just got its name
-                        found[Path(entry.path).relative_to(self.folder).as_posix()] = entry.stat().st_size
+                        status = entry.stat()
+                        if not stat.S_ISREG(status.st_mode):
+                            raise self._irregular(key)
+                        found[key] = status.st_size
         return found
+
+    def size(self, key: str) -> int | None:
+        path = self.folder / key
+        return path.stat().st_size if path.is_file() else None
 
     def exists(self, key: str) -> bool:
         return (self.folder / key).is_file()
@@ -108,6 +122,22 @@ class LocalStore:
 
     def exclusive(self) -> AbstractContextManager[None]:
         return self._locks().exclusive()
+
+    def _check_link(self, key: str) -> None:
+        """Refuse a link that a copy of the folder would not carry, or that may lead round in a circle."""
+        target = Path(os.path.realpath(self.folder / key))
+        try:
+            is_folder = stat.S_ISDIR((self.folder / key).stat().st_mode)
+        except OSError:  # it leads to nothing, or to itself
+            raise self._irregular(key) from None
+        if is_folder or not target.is_relative_to(os.path.realpath(self.folder)):
+            raise CacheDamagedError(
+                f"{self.where(key)} is a link to {target}; a cache holds its own files: copy it with what its links "
+                "lead to (cp -rL), or `footsteps cache pull` it"
+            )
+
+    def _irregular(self, key: str) -> CacheDamagedError:
+        return CacheDamagedError(f"{self.where(key)} is damaged: a pipe, device, folder or broken link, not a file")
 
     def _locks(self) -> "LocalLocks":
         # Imported here, because reading a cache must not need `fcntl`, which Windows and WebAssembly do not have.

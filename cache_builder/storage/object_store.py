@@ -59,13 +59,16 @@ class RemoteStore:
         return {key: size for key, size in sizes.items() if not key.startswith(f"{LOCK_FOLDER}/")}
 
     def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
         # Not `isfile`, which takes any failure for "no".
         self.fs.invalidate_cache()
         try:
             info = attempt(lambda: self.fs.info(self.path(key)), f"read {self.where(key)}")
         except FileNotFoundError:
-            return False
-        return info["type"] == "file"
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
 
     def commit(self, key: str, data: bytes) -> None:
         try:

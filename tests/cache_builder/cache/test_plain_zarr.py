@@ -24,7 +24,7 @@ def check_alike(cache: Cache, name: str) -> None:
         np.testing.assert_array_equal(getattr(decoded, field), getattr(read, field))
     np.testing.assert_array_equal(group["loss"][:], cache.losses(name))
     logp = dequantise(np.asarray(group["probe_logp"][:]), options.logp_steps_per_nat).T
-    found = normalise(logp, np.asarray(group["probe_log_tail"][:]))
+    found = normalise(logp, np.asarray(group["probe_log_tail"][:]), options.logp_steps_per_nat)
     np.testing.assert_array_equal(found[0], cache.probe_logp(name))
     np.testing.assert_array_equal(found[1], cache.probe_log_tail(name))
 

@@ -7,10 +7,10 @@ import zarr.storage
 from pydantic import ValidationError
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
     Manifest,
     check_name,
-    compare,
     seal,
     unseal,
 )
