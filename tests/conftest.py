@@ -27,6 +27,13 @@ settings.register_profile("footsteps", deadline=None, database=None)  # how long
 settings.load_profile("footsteps")
 
 
+@pytest.fixture(autouse=True)
+def default_dtype() -> Iterator[None]:
+    """Give torch its default dtype back: a `from_pretrained` that raises half-way leaves its own behind."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """A byte-level BPE of 300 tokens."""

@@ -63,9 +63,13 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             "ignore_mismatched_sizes": True,  # they are refused below, by name
             **(parallel or loading_options(config, name, revision)),
         }
-        model, info = cast(
-            tuple[PreTrainedModel, dict[str, Any]], AutoModelForCausalLM.from_pretrained(name, **options)
-        )
+        default_dtype = torch.get_default_dtype()
+        try:
+            model, info = cast(
+                tuple[PreTrainedModel, dict[str, Any]], AutoModelForCausalLM.from_pretrained(name, **options)
+            )
+        finally:  # transformers leaves the model's own behind where it raises half-way
+            torch.set_default_dtype(default_dtype)
         check_loaded(location, info)
         return model.eval()
     except OSError as error:

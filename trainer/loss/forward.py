@@ -39,8 +39,7 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
     """Teach a causal LM's forward the two calls above; a call without `objective` or `read` stays what it was.
 
     Raises:
-        ModelError: the head is not one whose weights the loss can use (LoRA on it, quantised, an unknown family). What
-            shows on real tokens alone is raised by the first step.
+        ModelError: the head is not one whose weights the loss can use (LoRA on it, quantised, an unknown family).
     """
     verify_head(model)
     plain_forward = model.forward
@@ -57,7 +56,6 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
             return read(model, Batch(**batch))  # type: ignore[typeddict-item]
         if objective is None:
             return plain_forward(*args, **batch)
-        verify_head(model, Batch(**batch))  # type: ignore[typeddict-item]  # once, on the first step's tokens
         hidden_MD, head = hidden_states_at(model, Batch(**batch), vocab_size)  # type: ignore[typeddict-item]
         return fused_loss(
             hidden_MD,
