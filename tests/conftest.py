@@ -28,10 +28,26 @@ settings.load_profile("footsteps")
 
 
 @pytest.fixture(autouse=True)
-def default_dtype() -> Iterator[None]:
-    """Give torch its default dtype back: a `from_pretrained` that raises half-way leaves its own behind."""
+def arithmetic() -> Iterator[None]:
+    """Hold each test to leave torch's arithmetic as it found it: what stays behind shows in another test's digits."""
+    before = _arithmetic()
     yield
+    after = _arithmetic()
     torch.set_default_dtype(torch.float32)
+    torch.set_autocast_enabled("cpu", False)
+    assert after == before
+
+
+def _arithmetic() -> dict[str, object]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "flush denormals": float(torch.tensor(1e-40) * 1.0) == 0.0,
+    }
 
 
 @pytest.fixture(scope="session")

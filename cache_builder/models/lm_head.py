@@ -161,7 +161,10 @@ def verify_head(model: nn.Module, batch: Batch | None = None) -> None:
         hidden_CD, head = hidden_states_at(model, probe, vocab_size)
         _check_width(model, hidden_CD, head)
         ours = project(hidden_CD, head)
-        own = model(input_ids=probe["input_ids"].to(device), attention_mask=probe["attention_mask"].to(device)).logits
+        # accelerate wraps a trained model's forward in one autocast that must not be entered twice: the second entry
+        # forgets what was before the first, and the process would compute in half precision from then on.
+        forward = getattr(model, "_original_forward", model)
+        own = forward(input_ids=probe["input_ids"].to(device), attention_mask=probe["attention_mask"].to(device)).logits
         at = probe["hidden_index_M"].to(own.device)
         theirs = own[..., :vocab_size].flatten(0, 1).index_select(0, at).to(ours.device, ours.dtype)
     model.train(was_training)

@@ -62,7 +62,12 @@ class Browser:
             raise AssertionError(f"{method} {path}: {message[:500]}") from None
 
     def open(self, page: Path) -> None:
+        """Go to a page and wait until all of it is there; the driver may come back while it is being parsed."""
         self.call("POST", "/url", {"url": page.resolve().as_uri()})
+        end = time.monotonic() + 30
+        while not self.run("return document.readyState == 'complete'"):
+            assert time.monotonic() < end, f"{page} does not finish loading"
+            time.sleep(0.05)
 
     def find_all(self, selector: str) -> list[Element]:
         found = self.call("POST", "/elements", {"using": "css selector", "value": selector})
