@@ -57,7 +57,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give the empty folder that the block fills; it becomes `path`, where nothing is, if the block succeeds."""
+    """Give the empty folder that the block fills; it becomes `path`, in place of what is there, if the block succeeds.
+
+    What a kill leaves between the two renames of a replacement, `restore_folder` mends; so does the next attempt.
+    """
+    restore_folder(path)
     part = path.with_name(path.name + PART_SUFFIX)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -67,10 +71,26 @@ def new_folder(path: Path) -> Iterator[Path]:
             for file in files:
                 _sync(Path(folder) / file)
             sync_folder(Path(folder))
+        if path.exists():
+            rename_synced(path, _replaced(path))  # no file system renames a folder over one that is not empty
         rename_synced(part, path)
     except BaseException:
+        restore_folder(path)
         shutil.rmtree(part, ignore_errors=True)
         raise
+    shutil.rmtree(_replaced(path), ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Give a folder its name back where a kill, or an error, came between the two renames of `new_folder`."""
+    if path.exists():
+        shutil.rmtree(_replaced(path), ignore_errors=True)
+    elif _replaced(path).exists():
+        rename_synced(_replaced(path), path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced{PART_SUFFIX}")
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cache_builder.atomic import write_json
 from cache_builder.errors import CacheDamagedError
-from cache_builder.steps import write_json
 
 SETTLED_NS = 2_000_000_000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cache_builder import atomic
-from cache_builder.atomic import new_file, new_folder, write_bytes, write_json, write_text
+from cache_builder.atomic import new_file, new_folder, restore_folder, write_bytes, write_json, write_text
 from tests.support.paths import ROOT
 
 
@@ -59,6 +59,56 @@ def test_what_a_kill_left_half_written_is_replaced_by_the_next_attempt(tmp_path:
         (part / "in" / "x").write_text("whole")
     assert (tmp_path / "a").read_text() == "whole"
     assert names(tmp_path) == ["a", "f", "f/in", "f/in/x"]
+
+
+REPLACE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from cache_builder.atomic import new_folder
+renames = 0
+replace = Path.replace
+def replace_or_die(self, target):
+    global renames
+    if renames == int(sys.argv[2]):
+        os._exit(9)
+    renames += 1
+    return replace(self, target)
+Path.replace = replace_or_die
+with new_folder(Path(sys.argv[1])) as part:
+    (part / "y").write_text("after")
+"""
+
+
+@pytest.mark.parametrize(("renames", "found"), [(0, "x"), (1, "x"), (2, "y")])
+def test_a_folder_that_is_being_replaced_survives_a_kill_at_every_rename(
+    renames: int, found: str, tmp_path: Path
+) -> None:
+    with new_folder(tmp_path / "f") as part:
+        (part / "x").write_text("before")
+    died = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, tmp_path / "f", str(renames)], cwd=ROOT)
+    assert died.returncode == (0 if renames == 2 else 9)
+    assert (tmp_path / "f").exists() == (renames != 1)
+    restore_folder(tmp_path / "f")
+    assert names(tmp_path / "f") == [found]
+    with new_folder(tmp_path / "f") as part:
+        (part / "z").write_text("at last")
+    assert names(tmp_path) == ["f", "f/z"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_folder(tmp_path / "f") as part:
+        (part / "x").write_text("before")
+    replace = Path.replace
+
+    def refusing(self: Path, target: Path) -> Path:
+        if self.name == "f.part":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refusing)
+    with pytest.raises(OSError, match="No space"), new_folder(tmp_path / "f") as part:
+        (part / "y").write_text("after")
+    assert names(tmp_path) == ["f", "f/x"]
 
 
 def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_return(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache_builder.steps import write_json
+from cache_builder.atomic import write_json
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from cache_builder.atomic import new_folder, restore_folder, write_json
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.data.batching import Batch
@@ -37,7 +38,6 @@ from cache_builder.data.deployment import Deployment
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.models.weights import check_loaded
-from cache_builder.steps import write_json
 from cache_builder.targets.divergences import DIVERGENCES
 from trainer.config import TrainingConfig
 from trainer.loop.callbacks import StageCallback, TaidCallback
@@ -144,6 +144,8 @@ class SequenceTrainer(Trainer):
     def run(self) -> TrainState:
         """Train, from the last finished checkpoint where there is one, and leave the result in last/ and best/."""
         checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
+        if self.is_world_process_zero():
+            restore_folder(self.settings.output_dir / "best")
         if checkpoint is not None:
             self.machine.saved = load_state(checkpoint)
         reset_peak_memory()
@@ -158,12 +160,13 @@ class SequenceTrainer(Trainer):
 
     def save_folder(self, name: str) -> None:
         """Save the model and its tokenizer as a plain safetensors folder, whole or not at all."""
-        part, folder = self.settings.output_dir / f"{name}.part", self.settings.output_dir / name
-        self.save_model(str(part), _internal_call=True)
-        if self.is_world_process_zero():
+        folder = self.settings.output_dir / name
+        if not self.is_world_process_zero():
+            self.save_model(str(folder), _internal_call=True)  # gives its part of the weights, and writes nothing
+            return
+        with new_folder(folder) as part:
+            self.save_model(str(part), _internal_call=True)
             (part / "training_args.bin").unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a resume state whose tensors are not the model's, of which transformers would only warn."""

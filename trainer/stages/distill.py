@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from cache_builder.atomic import write_json
 from cache_builder.cache.info import sampled_targets
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import probe_logp
@@ -24,7 +25,7 @@ from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
-from cache_builder.steps import finish_stage, stage_result, write_json
+from cache_builder.steps import finish_stage, stage_result
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
 from cache_builder.targets.tensors import to_torch

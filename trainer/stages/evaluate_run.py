@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from cache_builder.atomic import write_json
 from cache_builder.build.build import teacher_checkpoints
 from cache_builder.cache.reader import Cache
 from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
 from cache_builder.models.loading import weights_fingerprint
-from cache_builder.steps import STAGE_FILE, write_json
+from cache_builder.steps import STAGE_FILE
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.tasks import resolve_tasks

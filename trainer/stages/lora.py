@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
+from cache_builder.atomic import new_folder, restore_folder
 from cache_builder.config import ModelConfig
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
@@ -60,14 +61,13 @@ def merge_saved(output_dir: Path, config: ModelConfig, seed: int, finish: Callab
     from peft import PeftModel
 
     for folder in (output_dir / "best", output_dir / "last"):
+        restore_folder(folder)
         adapter = adapter_at(str(folder), None) if folder.is_dir() else None
         if adapter is None:
             continue
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(folder, part, ignore=shutil.ignore_patterns("adapter_*", "README.md"))
-        base = load_model(config, seed, adapter.base_location)
-        PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(part)
-        finish(part)
-        shutil.rmtree(folder)
-        part.rename(folder)
+        with new_folder(folder) as part:
+            ours = shutil.ignore_patterns("adapter_*", "README.md")
+            shutil.copytree(folder, part, ignore=ours, dirs_exist_ok=True)
+            base = load_model(config, seed, adapter.base_location)
+            PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(part)
+            finish(part)

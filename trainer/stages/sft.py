@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cache_builder.atomic import write_json
 from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
-from cache_builder.steps import finish_stage, stage_result, write_json
+from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream

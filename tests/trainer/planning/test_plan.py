@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cache_builder.atomic import write_json
 from cache_builder.build.costs import BuildCost
-from cache_builder.steps import write_json
 from trainer.loop.order import RowStream
 from trainer.planning.command import make_plan, read_experiment
 from trainer.planning.corpus_size import tokenised_size

@@ -68,6 +68,29 @@ def test_merged_students_are_plain_folders_that_say_what_the_adapters_said(toy: 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def test_a_kill_while_adapters_are_replaced_by_the_merged_model_loses_neither(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cache, prepared = adapted(toy, merge=True)
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.stages.distill.merge_saved", stop)
+        with pytest.raises(Stop):
+            distill(experiment, "td", 0, cache, prepared)
+    (folder,) = (experiment.output_dir / "distill").glob("td*/seed-0")
+    best = folder / "best"
+    said = logits(experiment, prepared, best)
+    best.rename(folder / "best.replaced.part")  # as a kill between the two renames leaves it
+    (folder / "best.part").mkdir()
+    distill(experiment, "td", 0, cache, prepared)
+    assert (best / "model.safetensors").is_file() and not list(best.glob("adapter_*"))
+    torch.testing.assert_close(logits(experiment, prepared, best), said, rtol=0, atol=1e-4)
+    assert not list(folder.glob("*.part"))
+
+
 def test_distillation_may_start_from_the_adapters_of_the_student_sft(toy: Any) -> None:
     experiment, cache, prepared = adapted(toy, "distill.init='sft'")
     (experiment.output_dir / "student").unlink()
