@@ -38,6 +38,7 @@ from cache_builder.format.manifest import (
 from cache_builder.sharing.card import is_ours, write_card
 from cache_builder.sharing.copy_plan import plan_copy
 from cache_builder.sharing.transfer import copy_cache
+from cache_builder.storage import retries
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
@@ -323,7 +324,10 @@ def test_nothing_in_a_card_comes_out_of_a_cache_as_markup(source: Path) -> None:
     assert "```\n# x" not in write_card("s3://b/`\n```\n# x", cache.manifest, [group]).decode()
 
 
-def test_passwords_in_an_address_are_in_no_file_and_no_message(source: Path, tmp_path: Path) -> None:
+def test_passwords_in_an_address_are_in_no_file_and_no_message(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0))
     place = "ftp://me:pass-word@127.0.0.1:9/cache"
     with pytest.raises(Exception) as error:
         call("push", source, place)
