@@ -19,6 +19,8 @@ from cache_builder.errors import ConfigError, MissingError
 from cache_builder.redaction import secrets_in
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Literal["transformers"]
+"""What runs a teacher; each has a row in `capture/backend.py`."""
 
 
 class InvalidKeyError(ValueError):
@@ -173,6 +175,8 @@ class CacheConfig(Section):
     """Positions of one shard: one file, one commit, one unit of work."""
     chunk_positions: int = Field(4096, ge=1)
     """Positions of one inner chunk: the least that is read."""
+    engine: EngineName = "transformers"
+    """What runs the teacher."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens, padding included, of one forward pass while building."""
     local_copy: str | None = None

@@ -4,8 +4,9 @@
                                ├───── load(name, location) ─▶ Backend: targets, probe, losses of one checkpoint
                                └───── run_build(work)          with the processes that it needs around a build
 
-An engine is added by fulfilling the two protocols and naming it in `ENGINES`; nothing in `build` changes. Whatever it
-runs on, the same checkpoint must say the same of the same positions, whoever asks and in whatever order.
+An engine is added by fulfilling the two protocols and naming it here and in the setting `cache.engine`; nothing in
+`build` changes. Whatever it runs on, the same checkpoint must say the same of the same positions, whoever asks and in
+whatever order.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.capture.teacher import TransformersEngine
-from cache_builder.config import CacheExperiment
+from cache_builder.config import CacheExperiment, EngineName
 from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
 from cache_builder.sequences import NumberedSequences
 from cache_builder.targets.sparse import Targets
@@ -76,10 +77,12 @@ class Engine(Protocol):
 
 OpenEngine = Callable[[CacheExperiment, PreTrainedTokenizerBase], Engine]
 
-ENGINES: dict[str, OpenEngine] = {"transformers": TransformersEngine}
-"""The engines by name."""
+ENGINES: dict[EngineName, OpenEngine] = {
+    "transformers": TransformersEngine,
+}
+"""By the name that `cache.engine` gives."""
 
 
 def open_engine(experiment: CacheExperiment, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Return the engine that runs an experiment's teacher; nothing is loaded yet."""
-    return ENGINES["transformers"](experiment, tokenizer)
+    return ENGINES[experiment.cache.engine](experiment, tokenizer)

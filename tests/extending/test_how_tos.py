@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.how_tos import copy_code, follow
+from tests.support.how_tos import changed_files, copy_code, follow
+
+PROOF = "tests/test_proof.py"
+"""A test of what was added, that no how-to asks for."""
+LIGHT = ("--noconftest",)
+"""Of tests that need no fixture of all tests', which take seconds to import."""
 
 
 @pytest.fixture
@@ -15,24 +20,29 @@ def tree(tmp_path: Path) -> Path:
     return copy_code(tmp_path)
 
 
-def run(tree: Path, *arguments: str) -> str:
-    """Run Python in the copy; return what it prints."""
+def check(tree: Path, *tests: str, proof: str = "") -> None:
+    """Run tests in the copy, and a proof that what was added does what it should."""
+    if proof:
+        (tree / PROOF).write_text(proof, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    command += [PROOF] * bool(proof)
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def guards(tree: Path, *arguments: str) -> str:
-    return run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    (tree / PROOF).unlink(missing_ok=True)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_a_divergence_passes_the_tests_that_every_divergence_passes(tree: Path) -> None:
-    follow("A divergence", tree)
-    tests = ("tests/cache_builder/targets/test_divergences.py", "tests/trainer/loss/test_fused.py")
-    said = guards(tree, *tests, "tests/trainer/methods", "-k", "hellinger or every or method")
-    assert "passed" in said
-    run(tree, "-c", "from trainer.methods.methods import get_method; assert get_method('hellinger+aw').divergence")
+    named = follow("A divergence", tree)
+    proof = """
+from trainer.methods.methods import get_method
+
+def test_every_weighting_goes_with_it():
+    assert get_method("hellinger+aw").divergence == "squared_hellinger"
+"""
+    guards = ("tests/cache_builder/targets/test_divergences.py", "tests/trainer/loss/test_fused.py")
+    check(tree, *guards, "tests/trainer/methods", "-k", "hellinger or every or method", *LIGHT, proof=proof)
+    assert changed_files(tree) == named
 
 
 def test_a_divergence_with_a_wrong_gradient_does_not(tree: Path) -> None:
@@ -40,50 +50,96 @@ def test_a_divergence_with_a_wrong_gradient_does_not(tree: Path) -> None:
     path = tree / "cache_builder/targets/divergences.py"
     path.write_text(path.read_text().replace("- shared_MO) / 2", "- shared_MO) / 3"))
     with pytest.raises(AssertionError, match="hellinger"):
-        guards(tree, "tests/trainer/loss/test_fused.py", "-x", "-k", "hellinger and float64")
+        check(tree, "tests/trainer/loss/test_fused.py", "-x", "-k", "hellinger and float64", *LIGHT)
 
 
 def test_a_schedule_chooses_when_its_method_is_trained(tree: Path) -> None:
-    follow("A schedule", tree)
-    guards(tree, "tests/trainer/methods")
-    program = """
+    named = follow("A schedule", tree)
+    proof = """
 from types import SimpleNamespace
 from trainer.config import DistillConfig
 from trainer.methods.methods import get_method
 from trainer.methods.schedules import SCHEDULES
-DistillConfig(methods=["newest", "newest+aw"])
-schedule = SCHEDULES[get_method("newest").schedule]
-print([schedule.choose(stage, 0, SimpleNamespace(checkpoints=("a", "b", "c"))).choice for stage in range(3)])
+
+def test_the_newest_checkpoint_teaches_first():
+    DistillConfig(methods=["newest", "newest+aw"])
+    choose = SCHEDULES[get_method("newest").schedule].choose
+    evidence = SimpleNamespace(checkpoints=("a", "b", "c"))
+    assert [choose(stage, 0, evidence).choice for stage in range(3)] == ["c", "b", "a"]
 """
-    assert run(tree, "-c", program) == "['c', 'b', 'a']\n"
+    check(tree, "tests/trainer/methods", *LIGHT, proof=proof)
+    assert changed_files(tree) == named
 
 
 def test_a_kind_of_task_is_read_and_scored(tree: Path) -> None:
-    follow("A task", tree)
-    guards(tree, "tests/trainer/evaluation/test_tasks.py")
-    program = """
+    named = follow("A task", tree)
+    proof = """
 from trainer.evaluation.tasks import TaskConfig, resolve_tasks
-turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "1200"}]
-example = {"id": "a", "task": "count", "messages": turns}
-task = resolve_tasks([example], "files", {"count": TaskConfig(kind="number")})["count"]
-print(task.read("There are 1,200 of them.", example) == task.gold(example), task.metrics)
+
+def test_a_number_is_read_whatever_its_grouping():
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "1200"}]
+    example = {"id": "a", "task": "count", "messages": turns}
+    task = resolve_tasks([example], "files", {"count": TaskConfig(kind="number")})["count"]
+    assert task.read("There are 1,200 of them.", example) == task.gold(example)
+    assert task.metrics == ("exact_match",)
 """
-    assert run(tree, "-c", program) == "True ('exact_match',)\n"
+    check(tree, "tests/trainer/evaluation/test_tasks.py", *LIGHT, proof=proof)
+    assert changed_files(tree) == named
 
 
-def test_a_store_is_built_into_and_read(tree: Path) -> None:
-    follow("A store", tree)
-    site = tree / "site"
-    program = f"""
-import os, shutil
-os.environ["SITE_CACHES"] = {str(site)!r}
-from cache_builder import open_cache
-from cache_builder.sharing.copy_plan import plan_copy
-from cache_builder.sharing.transfer import copy_cache
+def test_a_plot_is_drawn_for_desks_and_phones_and_shown_on_the_page(tree: Path) -> None:
+    named = follow("A plot", tree)
+    guards = (f"tests/trainer/report/test_{name}.py" for name in ("plots", "page"))
+    check(tree, *guards, "-k", "held_out or complete", *LIGHT)
+    assert changed_files(tree) == named
+
+
+def test_a_store_passes_the_tests_that_every_store_passes_and_holds_a_cache(tree: Path) -> None:
+    named = follow("A store", tree)
+    proof = """
+import pytest
+from cache_builder.cache.reader import open_cache
+from cache_builder.errors import CacheIncompleteError
 from cache_builder.storage.open import open_store
-plan = plan_copy(open_store("tests/fixtures/cache_v1"), ())
-copy_cache(plan, open_store("site://team/one"), jobs=2, card=False, done=lambda count: None)
-print(open_cache("site://team/one").checkpoints)
+from tests.support.caches import files_of
+
+SEQUENCES = 20
+
+def test_a_cache_built_into_it_has_the_bytes_of_one_in_a_folder(teaching, built, tmp_path):
+    url = f"sqlite://{tmp_path}/one.cache"
+    assert not teaching.build(url, part=(1, 2))
+    with pytest.raises(CacheIncompleteError):
+        open_cache(url).losses("step-1")
+    assert teaching.build(url, part=(0, 2))
+    store = open_store(url)
+    assert {key: store.read(key) for key in store.sizes("")} == files_of(built)
+    assert len(open_cache(url).read("step-2", [7, 3])) > 0
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["one.cache"]
 """
-    assert run(tree, "-c", program) == "('step-1', 'step-2')\n"
-    assert (site / "team" / "one" / "zarr.json").is_file()
+    check(tree, "tests/cache_builder/storage/test_every_store.py", "-k", "SQLite or built_into", proof=proof)
+    assert changed_files(tree) == named
+
+
+def test_an_engine_builds_a_cache_when_its_name_is_in_the_config(tree: Path) -> None:
+    named = follow("An engine", tree)
+    proof = """
+import numpy as np
+from pathlib import Path
+from cache_builder.build.build import build_cache
+from cache_builder.cache.reader import open_cache
+from cache_builder.capture.table import write_table
+
+SEQUENCES = 20
+
+def test_it_says_what_transformers_says_of_the_same_weights(teaching, built, tmp_path):
+    corpora = teaching.corpus, teaching.held_out
+    tables = [(name, write_table(Path(model), tmp_path / name, corpora, 300)) for name, model in teaching.checkpoints]
+    experiment = teaching.experiment(tmp_path / "cache", engine="table")
+    assert build_cache(experiment, teaching.corpus, teaching.tokenizer, tables, teaching.held_out)
+    ours, theirs = open_cache(str(tmp_path / "cache")), open_cache(str(built))
+    for name, _ in tables:
+        assert ours.checkpoint(name).identity.attn_implementation == "table"
+        np.testing.assert_allclose(ours.losses(name), theirs.losses(name), rtol=1e-5)
+"""
+    check(tree, "tests/cache_builder/capture/test_backend.py", "-k", "engine", proof=proof)
+    assert changed_files(tree) == named

@@ -1,6 +1,7 @@
 """Another engine than transformers builds a whole cache through the protocol; nothing in build knows which it is."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from cache_builder.build.build import build_cache
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
-from cache_builder.config import CacheExperiment
+from cache_builder.capture.backend import ENGINES
+from cache_builder.config import CacheExperiment, EngineName
 from cache_builder.errors import CacheMismatchError
 from cache_builder.storage.open import open_store
 from tests.support.caches import Teaching, files_of
@@ -82,3 +84,7 @@ def test_a_cache_is_not_continued_by_an_engine_whose_weights_are_others(
     assert not build(teaching, tables, tmp_path / "cache", part=(0, 2))
     with pytest.raises(CacheMismatchError, match="weights_fingerprint"):
         teaching.build(tmp_path / "cache")
+
+
+def test_every_engine_that_a_config_may_name_is_there() -> None:
+    assert set(ENGINES) == set(get_args(EngineName))
