@@ -1,17 +1,22 @@
 """A stage's folder records what it was made from; a finished one is reused, and never for other inputs.
 
-folder/stage.json = {"inputs": {…}, "result": {…}}      written last: its existence means that the stage is complete
+folder/inputs.json = {…}                       written first: what it is made from
+folder/stage.json  = {…, "record_sha256": …}   its result, written last: its existence means that the stage is complete
+
+A result seals itself: `record_sha256` is that of the rest. Those of before have no seal, and are read all the same.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from cache_builder.atomic import write_json
-from cache_builder.errors import CacheMismatchError, MissingError
+from cache_builder.errors import CacheDamagedError, CacheMismatchError, MissingError
 
 STAGE_FILE = "stage.json"
 STARTED_FILE = "inputs.json"
+SEAL = "record_sha256"
 
 
 def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
@@ -21,11 +26,12 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         CacheMismatchError: the folder was made from other inputs; the message names each that differs.
+        CacheDamagedError: a record is not what was written.
     """
     inputs = json.loads(json.dumps(inputs))
     started = folder / STARTED_FILE
     if started.is_file():
-        recorded = json.loads(started.read_text(encoding="utf-8"))
+        recorded = read_record(started)
         differing = sorted(key for key in recorded.keys() | inputs.keys() if recorded.get(key) != inputs.get(key))
         if differing:
             lines = [f"  {key}: it has {recorded.get(key)!r}, now {inputs.get(key)!r}" for key in differing]
@@ -37,12 +43,12 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(started, inputs)
     finished = folder / STAGE_FILE
-    return json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
+    return read_record(finished) if finished.is_file() else None
 
 
 def finish_stage(folder: Path, result: dict[str, Any]) -> None:
     """Mark the stage complete and record its result."""
-    write_json(folder / STAGE_FILE, result)
+    write_record(folder / STAGE_FILE, result)
 
 
 def finished_result(folder: Path, what: str, command: str) -> dict[str, Any]:
@@ -50,7 +56,38 @@ def finished_result(folder: Path, what: str, command: str) -> dict[str, Any]:
 
     Raises:
         MissingError: it has not finished; the message names the command that makes it.
+        CacheDamagedError: the record is not what was written.
     """
     if not (folder / STAGE_FILE).is_file():
         raise MissingError(f"{what} is not there: {folder} is missing or unfinished; run `{command}` first")
-    return json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+    return read_record(folder / STAGE_FILE)
+
+
+def write_record(path: Path, value: dict[str, Any]) -> None:
+    """Write a record with its seal."""
+    write_json(path, {**value, SEAL: _seal(json.loads(json.dumps(value)))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what `write_record` wrote, without the seal, or a record of before.
+
+    Raises:
+        CacheDamagedError: it is no JSON object, or its seal is not that of its content.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(value, dict):
+        raise _damaged(path, f"expected an object, got {str(value)[:40]!r}")
+    if SEAL in value and value.pop(SEAL) != _seal(value):
+        raise _damaged(path, "its content is not what was written")
+    return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> CacheDamagedError:
+    return CacheDamagedError(f"{path} is damaged: {reason}; remove {path.parent} to make it again")

@@ -1,21 +1,33 @@
-"""What a resumed run must know and must never decide again, and which checkpoint of it is whole.
+"""What a resumed run must know and must never decide again, and which of its checkpoints are whole.
 
-checkpoint-<step>/train_state.json    written last: without it a checkpoint is unfinished, and never loaded
+checkpoint-<step>/   weights, optimizer.pt, scheduler.pt, rng_state*.pth, trainer_state.json
+                     train_state.json: plan, TAID's t, best so far, the digest of each file; sealed, and written last
+
+Without its train_state.json a checkpoint is unfinished, and with a file that is not as it was written it is damaged:
+neither is ever loaded. Training goes on from the newest one that is whole.
 """
 
 import json
+import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache_builder.atomic import write_json
+from cache_builder.data.digests import sha256_of
+from cache_builder.errors import CacheDamagedError
+from cache_builder.steps import read_record, write_record
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
 
 STATE_FILE = "train_state.json"
 _OLDER_STATE_FILE = "progress.json"
 """Its name in checkpoints of before, which are resumed all the same."""
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,11})")
+_NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+"""What Trainer, where it is not there, goes on without."""
 
 
 @dataclass
@@ -33,8 +45,10 @@ class TrainState:
 
 
 def save_state(state: TrainState, checkpoint: Path, global_step: int) -> None:
-    """Mark a checkpoint as finished."""
-    write_json(checkpoint / STATE_FILE, {**asdict(state), "global_step": global_step})
+    """Mark a checkpoint as finished, with the digests of all that is in it."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    digests = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
+    write_record(checkpoint / STATE_FILE, {**asdict(state), "global_step": global_step, "files": digests})
 
 
 def unmark(checkpoint: Path) -> None:
@@ -43,30 +57,104 @@ def unmark(checkpoint: Path) -> None:
         (checkpoint / name).unlink(missing_ok=True)
 
 
-def last_finished_checkpoint(output_dir: Path, may_remove: bool) -> Path | None:
-    """Return the newest finished checkpoint; with `may_remove`, unfinished ones are removed."""
-    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    finished = [path for path in checkpoints if _state_file(path) is not None]
-    if may_remove:
-        for path in set(checkpoints) - set(finished):
-            shutil.rmtree(path)
-    return finished[-1] if finished else None
+def checkpoints_of(output_dir: Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints' steps and folders, oldest first; a folder of another name is none."""
+    found = ((_NAME.fullmatch(path.name), path) for path in output_dir.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
 
 
-def load_state(checkpoint: Path) -> TrainState:
-    """Return what `save_state` wrote."""
-    path = _state_file(checkpoint)
-    assert path is not None, f"{checkpoint} is not finished"
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def last_whole_checkpoint(
+    output_dir: Path, total_steps: int, say: Callable[[str], None]
+) -> tuple[Path, TrainState] | None:
+    """Return the newest whole checkpoint and its state; newer ones are removed, and `say` is told of those damaged."""
+    damage: list[str] = []
+    found: tuple[Path, TrainState] | None = None
+    for step, path in reversed(checkpoints_of(output_dir)):
+        try:
+            state = _whole_state(path, step, total_steps)
+        except CacheDamagedError as error:
+            damage.append(str(error))
+            state = None
+        if state is not None:
+            found = path, state
+            break
+        shutil.rmtree(path)
+    if damage:
+        onward = f"training goes on from {found[0].name}" if found else "training begins anew"
+        say(f"{'; '.join(damage)}; so {onward}")
+    return found
+
+
+def drop_resume_state(output_dir: Path, kept_steps: frozenset[int]) -> None:
+    """Remove what only a resumed run would need: the optimizer's state, and checkpoints that are not to be kept."""
+    for step, checkpoint in checkpoints_of(output_dir):
+        if step not in kept_steps:
+            shutil.rmtree(checkpoint)
+            continue
+        for path in checkpoint.iterdir():
+            if path.suffix in (".pt", ".pth") or path.name in ("trainer_state.json", STATE_FILE):
+                path.unlink()
+
+
+def _whole_state(checkpoint: Path, step: int, total_steps: int) -> TrainState | None:
+    """Return a checkpoint's state, None where it is unfinished.
+
+    Raises:
+        CacheDamagedError: it is not what was written.
+    """
+    path = next((path for name in (STATE_FILE, _OLDER_STATE_FILE) if (path := checkpoint / name).is_file()), None)
+    if path is None:
+        return None
+    value = read_record(path)
+    if value.get("global_step") != step or step > total_steps:
+        at = f"step {value.get('global_step')!r} of {total_steps:,}"
+        raise CacheDamagedError(f"{checkpoint} is damaged: its {path.name} is of {at}, expected {step}")
+    try:
+        if "files" in value:
+            _check_digests(checkpoint, value["files"])
+        else:
+            _check_older(checkpoint)
+        return _state_of(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheDamagedError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _state_of(value: dict[str, Any]) -> TrainState:
     return TrainState(
         plan=[StageChoice(**stage) for stage in value["plan"]],
         taid=TaidState(**value["taid"]) if value["taid"] else None,
         best_step=value["best_step"],
         best_loss=value["best_loss"],
-        seconds=value.get("seconds", 0.0),
-        peak_memory_mib=value.get("peak_memory_mib", 0.0),
+        seconds=float(value.get("seconds", 0.0)),
+        peak_memory_mib=float(value.get("peak_memory_mib", 0.0)),
     )
 
 
-def _state_file(checkpoint: Path) -> Path | None:
-    return next((path for name in (STATE_FILE, _OLDER_STATE_FILE) if (path := checkpoint / name).is_file()), None)
+def _check_digests(checkpoint: Path, digests: dict[str, str]) -> None:
+    for name, expected in digests.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CacheDamagedError(f"{path} is missing")
+        if sha256_of(path) != expected:
+            raise CacheDamagedError(f"{path} does not have the bytes that were written")
+
+
+def _check_older(checkpoint: Path) -> None:
+    """Check what can be of a checkpoint without digests: all is there, and torch's archives have their checksums."""
+    for name in _NEEDED:
+        if not (checkpoint / name).is_file():
+            raise CacheDamagedError(f"{checkpoint / name} is missing")
+    if not any(checkpoint.glob("rng_state*.pth")):
+        raise CacheDamagedError(f"{checkpoint / 'rng_state.pth'} is missing")
+    for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+            raise CacheDamagedError(f"{path} is damaged: {error}") from None
+        if damaged is not None:
+            raise CacheDamagedError(f"{path} is damaged: {damaged} in it does not have its checksum")
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CacheDamagedError(f"{checkpoint / 'trainer_state.json'} is damaged: {error}") from None

@@ -4,14 +4,12 @@
     sampler            yields (teacher, row): no prefetched batch can carry the wrong teacher
     forward            w·D + (1−w)·CE of each sequence, summed, divided by the sequences of the whole accumulated batch
     learning rate      a LambdaLR on the step within the stage
-    checkpoint-<step>  weights, optimizer, RNG, and last train_state.json: plan, TAID's t, best so far. Without it a
-                       checkpoint is unfinished and is never loaded
+    checkpoint-<step>  weights, optimizer, RNG, and last train_state.json: plan, TAID's t, best so far, digests
 
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
 """
 
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     get_scheduler,
 )
@@ -37,16 +34,16 @@ from cache_builder.data.corpus import Corpus
 from cache_builder.data.deployment import Deployment
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
-from cache_builder.models.weights import check_loaded
 from cache_builder.targets.divergences import DIVERGENCES
 from trainer.config import TrainingConfig
 from trainer.loop.callbacks import StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
+from trainer.loop.resume import ResumingTrainer
 from trainer.loop.sampler import StageSampler
 from trainer.loop.stage_machine import StageMachine
-from trainer.loop.state import STATE_FILE, TrainState, last_finished_checkpoint, load_state, save_state, unmark
+from trainer.loop.state import TrainState, save_state, unmark
 from trainer.loss.forward import Objective, attach_objective
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
@@ -74,7 +71,7 @@ class LoopSettings:
     """What is written beside every model that is saved; None where nobody is to use them."""
 
 
-class SequenceTrainer(Trainer):
+class SequenceTrainer(ResumingTrainer):
     """`Trainer` on rows of a corpus; subclasses choose each stage's teacher."""
 
     def __init__(
@@ -142,15 +139,15 @@ class SequenceTrainer(Trainer):
         return StageChoice(stage, stage * self.machine.steps_per_stage, None)
 
     def run(self) -> TrainState:
-        """Train, from the last finished checkpoint where there is one, and leave the result in last/ and best/."""
-        checkpoint = last_finished_checkpoint(self.settings.output_dir, self.is_world_process_zero())
+        """Train, from the last whole checkpoint where there is one, and leave the result in last/ and best/."""
+        checkpoint, saved = self.last_whole(self.settings.output_dir, self.machine.total_steps)
+        if saved is not None:
+            self.machine.saved = saved
         if self.is_world_process_zero():
             restore_folder(self.settings.output_dir / "best")
-        if checkpoint is not None:
-            self.machine.saved = load_state(checkpoint)
         reset_peak_memory()
         self._started = time.perf_counter() - self.saved.seconds
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.train(resume_from_checkpoint=checkpoint)
         self.save_folder("last")
         if self.saved.best_step is None:
             self.save_folder("best")
@@ -167,22 +164,6 @@ class SequenceTrainer(Trainer):
         with new_folder(folder) as part:
             self.save_model(str(part), _internal_call=True)
             (part / "training_args.bin").unlink(missing_ok=True)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a resume state whose tensors are not the model's, of which transformers would only warn."""
-        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        info = {"missing_keys": missing, "unexpected_keys": load_result.unexpected_keys, "mismatched_keys": []}
-        check_loaded(f"the checkpoint in {self.settings.output_dir} that training goes on from", info)
-
-    def drop_resume_state(self) -> None:
-        """Remove what only a resumed run would need: the optimizer's state, and checkpoints that are not to be kept."""
-        for checkpoint in self.settings.output_dir.glob("checkpoint-*"):
-            if int(checkpoint.name.split("-")[1]) not in self.settings.save_at:
-                shutil.rmtree(checkpoint)
-                continue
-            for path in checkpoint.iterdir():
-                if path.suffix in (".pt", ".pth") or path.name in ("trainer_state.json", STATE_FILE):
-                    path.unlink()
 
     def read(self, batch: Batch, function: Any) -> Any:
         """Run `function(model, batch)` inside the wrapped model's forward, without gradients, in eval mode."""

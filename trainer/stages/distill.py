@@ -32,6 +32,7 @@ from cache_builder.targets.tensors import to_torch
 from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
+from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
@@ -225,7 +226,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         }
         write_json(folder / "plan.json", plan)
         merge_saved(folder, start, seed, prepared.deployment.finish)
-        trainer.drop_resume_state()
+        drop_resume_state(folder, trainer.settings.save_at)
         finish_stage(
             folder, {"steps": trainer.machine.total_steps, "best_step": saved.best_step, "best_loss": saved.best_loss}
         )

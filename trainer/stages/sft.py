@@ -19,6 +19,7 @@ from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
+from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.precision import for_training
 from trainer.stages.lora import load_student, merge_saved
@@ -102,7 +103,7 @@ def fine_tune(
                     ]
                 },
             )
-        trainer.drop_resume_state()
+        drop_resume_state(folder, trainer.settings.save_at)
         finish_stage(folder, {"steps": total_steps, "best_step": progress.best_step, "best_loss": progress.best_loss})
     trainer.accelerator.wait_for_everyone()
     return folder

@@ -1,0 +1,35 @@
+"""A stage's records are what was written, or refused by their file's name."""
+
+from pathlib import Path
+
+import pytest
+
+from cache_builder.errors import CacheDamagedError
+from cache_builder.steps import finish_stage, finished_result, read_record, stage_result, write_record
+
+NO_RECORDS = [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"a":1}x', b"9" * 9999]
+
+
+@pytest.mark.parametrize("content", NO_RECORDS, ids=lambda content: repr(content[:8]))
+@pytest.mark.parametrize("name", ["stage.json", "inputs.json"])
+def test_what_is_no_record_is_refused_by_name(name: str, content: bytes, tmp_path: Path) -> None:
+    assert stage_result(tmp_path / "stage", {"seed": 1}) is None
+    finish_stage(tmp_path / "stage", {"steps": 12})
+    assert stage_result(tmp_path / "stage", {"seed": 1}) == {"steps": 12}
+    (tmp_path / "stage" / name).write_bytes(content)
+    with pytest.raises(CacheDamagedError, match=f"{name} is damaged: .*remove .*stage to make it again"):
+        stage_result(tmp_path / "stage", {"seed": 1})
+    if name == "stage.json":
+        with pytest.raises(CacheDamagedError, match=r"stage\.json is damaged"):
+            finished_result(tmp_path / "stage", "it", "footsteps run")
+
+
+def test_a_changed_record_is_refused_and_one_without_a_seal_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    write_record(path, {"steps": 12, "best": None, "loss": float("nan"), "by": {1: "é"}})
+    assert read_record(path) | {"loss": 0} == {"steps": 12, "best": None, "loss": 0, "by": {"1": "é"}}
+    path.write_text(path.read_text().replace("12", "13"))
+    with pytest.raises(CacheDamagedError, match="not what was written"):
+        read_record(path)
+    path.write_text('{"steps": 13}')
+    assert read_record(path) == {"steps": 13}
