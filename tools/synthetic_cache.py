@@ -16,6 +16,7 @@ import numpy as np
 
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
 from cache_builder.format.manifest import (
+    BlockOptions,
     CheckpointIdentity,
     CorpusIdentity,
     Layout,
@@ -27,6 +28,7 @@ from cache_builder.format.manifest import (
 from cache_builder.format.records import quantise
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
+from cache_builder.targets.blocks import block_edges, ids_inside
 from cache_builder.targets.sparse import Targets
 
 PROMPT_TOKENS = 12
@@ -46,6 +48,12 @@ class Synthetic:
     mean_positions: int = 40
     probe_sequences: int = 8
     logp_steps_per_nat: int = field(default=128, repr=False)  # not part of the fingerprint of the fixture's corpus
+    tail_blocks: int = field(default=0, repr=False)
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Where the vocabulary is cut into the tail's blocks."""
+        return block_edges(self.tail_blocks, self.vocabulary) if self.tail_blocks else ()
 
     def position_offsets(self) -> np.ndarray:
         """Where each sequence's positions begin, i64 [n+1]."""
@@ -82,7 +90,7 @@ class Synthetic:
         total = np.log(np.exp(logits).sum(1) + np.exp(log_tail))
         logp = (logits - total[:, None]).astype(np.float32)
         gold = logp[:, 0] - unit(scrambled(positions[:, 0], 90)).astype(np.float32)
-        return Targets(
+        targets = Targets(
             ids=ids[:, : self.top_k],
             logp=logp,
             samples=ids[:, self.top_k :],
@@ -90,6 +98,21 @@ class Synthetic:
             gold=gold,
             entropy=-(np.exp(logp) * logp).sum(1).astype(np.float32),
         )
+        if self.edges:
+            self._add_blocks(targets, positions, checkpoint)
+        return targets
+
+    def _add_blocks(self, targets: Targets, positions: np.ndarray, checkpoint: int) -> None:
+        """Divide the tail's mass among blocks that the support leaves room in."""
+        share = -np.log(unit(scrambled(positions * 64 + np.arange(self.tail_blocks), 130 + checkpoint)))
+        full = ids_inside(targets.ids, targets.logp > -np.inf, self.edges) >= np.diff(self.edges)
+        share = np.where(full, 0.0, share)
+        with np.errstate(divide="ignore"):
+            log_share = np.log(share / share.sum(1, keepdims=True))
+        targets.log_blocks = (log_share + targets.log_tail[:, None]).astype(np.float32)
+        if self.tail_samples:
+            targets.log_collision = -2 - 4 * unit(scrambled(positions, 170 + checkpoint)).astype(np.float32)
+        targets.edges = self.edges
 
 
 class Made:
@@ -131,7 +154,7 @@ def manifest_of(synthetic: Synthetic, corpus: Any) -> Manifest:
     """The manifest of a made-up cache."""
     return Manifest(
         format="footsteps-cache",
-        version=1,
+        version=3 if synthetic.edges else 1,
         tokenizer=TokenizerIdentity(fingerprint="made up", size=synthetic.vocabulary),
         chat_template_fingerprint="made up",
         corpus=CorpusIdentity(
@@ -147,6 +170,7 @@ def manifest_of(synthetic: Synthetic, corpus: Any) -> Manifest:
             tail_samples=synthetic.tail_samples,
             logp_steps_per_nat=synthetic.logp_steps_per_nat,
             seed=0,
+            blocks=BlockOptions(edges=list(synthetic.edges), steps_per_nat=4) if synthetic.edges else None,
         ),
         probe=ProbeOptions(sequences=synthetic.probe_sequences, top_k=synthetic.top_k),
         layout=Layout(shard_positions=synthetic.shard_positions, chunk_positions=synthetic.chunk_positions),

@@ -34,9 +34,11 @@ from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
 from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
+    BLOCKS_VERSION,
     FORMAT_NAME,
     FORMAT_VERSION,
     PROBE,
+    BlockOptions,
     CheckpointGroup,
     CorpusIdentity,
     Layout,
@@ -49,6 +51,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
+from cache_builder.targets.blocks import block_edges
 
 
 class Scheduler(Protocol):
@@ -261,9 +264,17 @@ def plan_manifest(
     options, size = experiment.cache, len(tokenizer)
     if options.top_k > size:
         raise ConfigError(f"cache.top_k is {options.top_k:,}, but the tokenizer has only {size:,} tokens; lower it")
+    if options.tail_blocks > size:
+        raise ConfigError(
+            f"cache.tail_blocks is {options.tail_blocks:,}, but the tokenizer has only {size:,} tokens; lower it"
+        )
+    blocks = None
+    if options.tail_blocks:
+        edges = list(block_edges(options.tail_blocks, size))
+        blocks = BlockOptions(edges=edges, steps_per_nat=options.tail_steps_per_nat)
     return Manifest(
         format=FORMAT_NAME,
-        version=FORMAT_VERSION,
+        version=BLOCKS_VERSION if blocks else FORMAT_VERSION,
         tokenizer=TokenizerIdentity(fingerprint=tokenizer_fingerprint(tokenizer), size=size),
         chat_template_fingerprint=template_fingerprint(tokenizer, experiment.text.chat_template),
         corpus=corpus_identity(corpus),
@@ -274,6 +285,7 @@ def plan_manifest(
             tail_samples=options.tail_samples,
             logp_steps_per_nat=options.logp_steps_per_nat,
             seed=experiment.run.seed,
+            blocks=blocks,
         ),
         probe=ProbeOptions(sequences=options.probe_sequences, top_k=min(options.probe_top_k, size)),
         layout=Layout(shard_positions=options.shard_positions, chunk_positions=options.chunk_positions),

@@ -44,7 +44,7 @@ def recheck(
         first, last = (int(np.clip(corpus.position_offsets[row + side], start, end)) for side in (0, 1))
         stored = targets[first - start : last - start]
         stored = decode_records(layout, encode_records(layout, stored), vocab_size)
-        found.append(differences(stored, backend.targets(corpus, first, last, options)))
+        found.append(differences(stored, backend.targets(corpus, first, last, options), layout.share_steps_per_nat))
     # In half precision a token may be far off by itself, where a router or an outlier tips; most of them may not.
     exact = backend.identity.dtype in _EXACT
     worst = float((np.mean if exact else np.median)(np.concatenate(found)))
@@ -59,21 +59,24 @@ def recheck(
         )
 
 
-def differences(stored: Targets, live: Targets) -> np.ndarray:
+def differences(stored: Targets, live: Targets, share_steps_per_nat: int = 1) -> np.ndarray:
     """Return how far apart two targets are at each position, in nats, f64 [M].
 
-    The largest of: the stored log-probabilities' mean difference, by their probability; gold; entropy; the tail's mass.
+    The largest of: the stored log-probabilities' mean difference, by their probability; gold; entropy; the tail's mass;
+    its masses by blocks, beyond the rounding of their shares to steps.
     Of an id that it has not, the live model says at most its own least; so a tie at the support's end is no difference.
     """
     same_MKK = stored.ids[:, :, None] == live.ids[:, None, :]
     least_M1 = np.where(np.isneginf(live.logp), np.inf, live.logp).min(1, keepdims=True)
     live_MK = np.where(same_MKK.any(2), np.take_along_axis(live.logp, same_MKK.argmax(2), 1), least_M1)
     used_MK = ~np.isneginf(stored.logp)
+    rounding = np.expm1(1 / share_steps_per_nat)  # half a step, and at most as much again by renormalising
     apart_MK = np.where(used_MK, np.abs(np.where(used_MK, stored.logp, 0) - live_MK), 0)
     parts = (
         (np.exp(stored.logp) * apart_MK).sum(1) / np.exp(stored.logp).sum(1),
         np.abs(stored.gold - live.gold),
         np.abs(stored.entropy - live.entropy),
         np.abs(np.exp(stored.log_tail) - np.exp(live.log_tail)),
+        np.abs(np.exp(stored.log_blocks) - np.exp(live.log_blocks)).sum(1) - np.exp(live.log_tail) * rounding,
     )
     return np.max(np.stack(parts).astype(np.float64), axis=0)

@@ -29,6 +29,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "top_k": manifest.targets.top_k,
         "top_p": manifest.targets.top_p,
         "tail_samples": manifest.targets.tail_samples,
+        "tail_blocks": max(len(manifest.targets.edges) - 1, 0),
         "imported": manifest.imported.model_dump() if manifest.imported else None,
         "corpus_bytes": cache.corpus_bytes,
         "probe_bytes": cache.probe_bytes,

@@ -35,7 +35,8 @@ class Backend(Protocol):
     def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
         """Capture the global positions [start, end).
 
-        A position's tail samples are the first ids at which the tail's cumulative sum exceeds `tail_uniforms`.
+        A position's tail samples are the first ids at which the tail's cumulative sum exceeds `tail_uniforms`. Where
+        `options.edges` cuts the vocabulary, the tail's mass in each block is kept, and with samples Σ p(v | tail)².
         """
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:

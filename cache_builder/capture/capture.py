@@ -12,7 +12,6 @@ S tail samples, R probe ids.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -48,6 +47,7 @@ def capture(
     top_k: int,
     top_p: float,
     uniforms_MS: np.ndarray,
+    edges: tuple[int, ...] = (),
     chunk_positions: int | None = None,
 ) -> Targets[np.ndarray]:
     """Capture the targets at every position of a batch.
@@ -55,6 +55,7 @@ def capture(
     Args:
         top_k: slots per position; the support is the smallest prefix of them that holds `top_p` of the mass, or all.
         uniforms_MS: one number in (0, 1) per tail sample, from `tail_uniforms`; [M, 0] for no samples.
+        edges: where the vocabulary is cut into blocks whose mass in the tail is kept; none of them unless given.
 
     Raises:
         ConfigError: `top_k` exceeds the vocabulary.
@@ -69,12 +70,11 @@ def capture(
     label_M = batch["label_M"].to(hidden_MD.device)
     uniforms = torch.from_numpy(uniforms_MS).to(hidden_MD.device)
     chunks = [
-        extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p)
+        extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p, edges)
         for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions)
     ]
     # joined where they are: leaving the device after each chunk would make it wait for the CPU
-    joined = Targets(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Targets)))
-    targets = joined.to_numpy()
+    targets = Targets.join(chunks, torch.cat).to_numpy()
     _check_finite(model, batch, targets.gold + targets.entropy + targets.logp[:, 0])
     return targets
 

@@ -115,7 +115,7 @@ class Teacher:
         """
         inside_rows = rows_between(corpus.position_offsets, start, end)
         size, k, s = end - start, options.top_k, options.tail_samples
-        targets = Targets.blank(size, k, s)
+        targets = Targets.blank(size, k, s, options.edges)
         for rows, batch in batches_of(corpus, inside_rows, self.pad_id, self.batch_tokens):
             positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)
@@ -129,6 +129,7 @@ class Teacher:
                     top_k=k,
                     top_p=options.top_p,
                     uniforms_MS=uniforms,
+                    edges=options.edges,
                 )
         return targets
 

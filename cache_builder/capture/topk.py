@@ -3,7 +3,7 @@
     z ─▶ a slice of rows at a time, so that what is read often stays in a CPU's caches:
            top-k, exact, by falling logit, then rising id
            the top-k masked; rest = softmax of what is left, which subtracts the rest's own maximum
-           Σ rest·z, and the rest's mass by blocks
+           Σ rest·z, the rest's mass by blocks of 64, by the blocks that a cache keeps, and Σ rest²
       ─▶ the whole chunk, where little is left to be read:
            log of the rest's mass = its largest logit − log of that token's share in it
            entropy from Σ rest·z;  tail samples by cumulative sums of rest, first over blocks, then within one
@@ -11,10 +11,12 @@
 Slots that `top_p` drops join the rest; together they are the tail.
 
 Shapes: C positions of a chunk, V vocabulary, W its width in whole blocks, N blocks of 64 tokens, X candidates, K slots,
-S tail samples, R probe ids, O outcomes: the rest (absent where the top-k is the vocabulary) and the slots.
+S tail samples, G blocks that a cache keeps, R probe ids, O outcomes: the rest (absent where the top-k is the
+vocabulary) and the slots.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,11 +40,17 @@ def slices(z_CW: Tensor) -> Iterator[slice]:
 
 
 def extract(
-    z_CW: Tensor, vocab_size: int, label_C: Tensor, uniforms_CS: Tensor, top_k: int, top_p: float
+    z_CW: Tensor,
+    vocab_size: int,
+    label_C: Tensor,
+    uniforms_CS: Tensor,
+    top_k: int,
+    top_p: float,
+    edges: tuple[int, ...] = (),
 ) -> Targets[Tensor]:
     """Turn a chunk of logits, which is overwritten, into the targets of its C positions."""
     z_label_C = z_CW.gather(1, label_C[:, None])[:, 0]
-    ids_CK, values_CK, share_C1, mean_C, mass_CN = _scan(z_CW, vocab_size, top_k)
+    ids_CK, values_CK, share_C1, mean_C, mass_CN, mass_CG, norm_C1 = _scan(z_CW, vocab_size, top_k, edges)
     largest_rest_C1 = values_CK[:, top_k:]  # empty where the top-k is the vocabulary
     ids_CK, values_CK = ids_CK[:, :top_k], values_CK[:, :top_k]
 
@@ -68,16 +76,49 @@ def extract(
     if lse_rest_C1.shape[1]:
         samples_CS = torch.where(samples_CS < 0, draw(z_CW, lse_rest_C1, mass_CN, within_CS), samples_CS)
     samples_CS = torch.where(log_tail_C[:, None] > -torch.inf, samples_CS, ids_CK[:, :1])  # no tail: weight 0, any id
-    ids_CK = torch.where(used_CK, ids_CK, ids_CK[:, :1])
-    logp_CK = logp_CK.masked_fill(~used_CK, -torch.inf)
-    return Targets(ids_CK, logp_CK, samples_CS, log_tail_C, gold_logp_C, entropy_C)
+    targets = Targets(ids_CK, logp_CK, samples_CS, log_tail_C, gold_logp_C, entropy_C)
+    if edges:
+        _keep_blocks(targets, used_CK, log_rest_C1, mass_CG, norm_C1, edges)
+    targets.ids = torch.where(used_CK, ids_CK, ids_CK[:, :1])
+    targets.logp = logp_CK.masked_fill(~used_CK, -torch.inf)
+    return targets
 
 
-def _scan(z_CW: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, ...]:
+def _keep_blocks(
+    targets: Targets[Tensor],
+    used_CK: Tensor,
+    log_rest_CX: Tensor,
+    mass_CG: Tensor,
+    norm_C1: Tensor,
+    edges: tuple[int, ...],
+) -> None:
+    """Enter the tail's mass by blocks, and how alike draws from it are where any are kept.
+
+    `mass_CG` is each block's share of the rest, `norm_C1` the rest's ‖·‖₂. Slots that are not used join the rest.
+    """
+    log_tail_C1 = targets.log_tail[:, None]
+    rest_C1 = (log_rest_CX - log_tail_C1).exp().sum(1, keepdim=True)  # zero where the top-k is the vocabulary
+    dropped_CK = (targets.logp - log_tail_C1).exp().masked_fill_(used_CK, 0.0)
+    ends = torch.tensor(edges[1:], device=mass_CG.device)
+    block_CK = torch.bucketize(targets.ids.contiguous(), ends, right=True)
+    share_CG = (rest_C1 * mass_CG).scatter_add_(1, block_CK, dropped_CK)
+    inside_CG = torch.zeros_like(share_CG).scatter_add_(1, block_CK, used_CK.to(share_CG.dtype))
+    # A block with tokens has mass, even where float32 has no number for it; one without has none, not a little.
+    share_CG.clamp_(min=torch.finfo(share_CG.dtype).tiny)
+    no_token_CG = inside_CG == ends.diff(prepend=ends.new_zeros(1))
+    targets.log_blocks = (share_CG.log_() + log_tail_C1).masked_fill_(no_token_CG, -torch.inf)
+    if targets.samples.shape[1]:
+        square_C1 = (rest_C1 * norm_C1).square() + dropped_CK.square().sum(1, keepdim=True)
+        targets.log_collision = square_C1.log_().masked_fill_(log_tail_C1 == -torch.inf, 0.0)
+    targets.edges = edges
+
+
+def _scan(z_CW: Tensor, vocab_size: int, top_k: int, edges: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Read every logit of a chunk, and mask its top-k.
 
     Returns ids and values of the top-k and of the next token [C, K+1], the next token's share of the rest [C, 1],
-    Σ rest·z [C], and the rest's mass by blocks [C, N]; without a next token where the top-k is the vocabulary.
+    Σ rest·z [C], the rest's mass by blocks of 64 [C, N] and between `edges` [C, G], and its ‖·‖₂ [C, 1]; without a next
+    token where the top-k is the vocabulary.
     """
     parts: list[tuple[Tensor, ...]] = []
     scratch_CW: Tensor | None = None
@@ -90,7 +131,11 @@ def _scan(z_CW: Tensor, vocab_size: int, top_k: int) -> tuple[Tensor, ...]:
         rest_CW = torch.softmax(part_CW, dim=1, out=scratch_CW)
         share_C1 = rest_CW.gather(1, ids_CK[:, top_k:])
         mass_CN = rest_CW.unflatten(1, (-1, BLOCK)).sum(2)
-        parts.append((ids_CK, values_CK, share_C1, rest_CW.mul_(part_CW).sum(1), mass_CN))
+        mass_CG = norm_C1 = share_C1[:, :0]
+        if edges:
+            mass_CG = torch.stack([rest_CW[:, start:end].sum(1) for start, end in pairwise(edges)], dim=1)
+            norm_C1 = torch.linalg.vector_norm(rest_CW, dim=1, keepdim=True)
+        parts.append((ids_CK, values_CK, share_C1, rest_CW.mul_(part_CW).sum(1), mass_CN, mass_CG, norm_C1))
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 

@@ -90,7 +90,8 @@ def _print_info(facts: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"top_k {facts['top_k']}, top_p {facts['top_p']}, tail_samples {facts['tail_samples']}; "
+        f"top_k {facts['top_k']}, top_p {facts['top_p']}, tail_samples {facts['tail_samples']}, "
+        f"tail_blocks {facts['tail_blocks']}; "
         f"corpus {facts['corpus_bytes']:,} bytes, probe {facts['probe_bytes']:,} bytes; unfinished: "
         f"{', '.join(facts['unfinished']) or 'none'}",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""Format versions 1 and 2: the manifest, the ledger and where everything lies; docs/format.md is their specification.
+"""Format versions 1 to 3: the manifest, the ledger and where everything lies; docs/format.md is their specification.
 
     zarr.json                               the manifest: what the cache was made from and how
     corpus/      zarr.json + 6 arrays       tokens, completion, token_offsets, position_offsets, sample_ids, …_offsets
@@ -28,12 +28,16 @@ from pydantic import (
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
 from cache_builder.storage.base import Reads
+from cache_builder.targets.blocks import check_edges
 
 FORMAT_NAME: Literal["footsteps-cache"] = "footsteps-cache"
 FORMAT_VERSION: Literal[1] = 1
-"""What a build writes."""
+"""What a build writes that keeps no blocks of the tail."""
 IMPORTED_VERSION: Literal[2] = 2
 """What an import writes: version 1 with `imported` in its manifest."""
+BLOCKS_VERSION: Literal[3] = 3
+"""What a build writes that keeps the tail's mass by blocks: version 1 with `targets.blocks` in its manifest."""
+MAX_BLOCKS = 1024
 ROOT = "zarr.json"
 CORPUS, PROBE, CHECKPOINTS = "corpus", "probe", "checkpoints"
 ARRIVING = "arriving.part"
@@ -73,6 +77,15 @@ class CorpusIdentity(Entry):
     positions: int = Field(ge=1, lt=MAX_COUNT)
 
 
+class BlockOptions(Entry):
+    """How the tail's mass is kept by blocks of ids."""
+
+    edges: list[int] = Field(min_length=2, max_length=MAX_BLOCKS + 1)
+    """Where the vocabulary is cut: from 0 to its size, rising."""
+    steps_per_nat: int = Field(ge=1, lt=MAX_COUNT)
+    """A block's share of the tail is rounded to this part of a nat."""
+
+
 class TargetOptions(Entry):
     """The options that change what is stored of a distribution."""
 
@@ -81,6 +94,17 @@ class TargetOptions(Entry):
     tail_samples: int = Field(ge=0, lt=MAX_COUNT)
     logp_steps_per_nat: int = Field(ge=1, lt=MAX_COUNT)
     seed: int = Field(ge=0)
+    blocks: BlockOptions | None = None
+    """Absent from a manifest of version 1 or 2."""
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The edges of the tail's blocks; none where only its whole mass is kept."""
+        return tuple(self.blocks.edges) if self.blocks else ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "blocks")
 
 
 class ProbeOptions(Entry):
@@ -121,7 +145,7 @@ class Manifest(Entry):
     """What a cache was made from and how; immutable from its creation on."""
 
     format: Literal["footsteps-cache"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     tokenizer: TokenizerIdentity
     chat_template_fingerprint: str
     corpus: CorpusIdentity
@@ -130,23 +154,31 @@ class Manifest(Entry):
     probe: ProbeOptions
     layout: Layout
     imported: Imported | None = None
-    """Absent from a manifest of version 1."""
+    """Absent from a manifest of version 1 or 3."""
 
     @model_validator(mode="after")
-    def _version_says_imported(self) -> Self:
+    def _version_says_what_there_is(self) -> Self:
         if (self.version == IMPORTED_VERSION) != (self.imported is not None):
             raise ValueError("version 2, and only it, has `imported`")
+        if (self.version == BLOCKS_VERSION) != (self.targets.blocks is not None):
+            raise ValueError("version 3, and only it, has `targets.blocks`")
+        if self.targets.blocks is not None:
+            check_edges(self.targets.edges, self.tokenizer.size)
         return self
 
     @model_serializer(mode="wrap")
     def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if key != "imported" or value is not None}
+        return _without_absent(handler(self), "imported")
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all the above; files about a cache quote it."""
         return hashlib.sha256(_canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+def _without_absent(values: dict[str, Any], field: str) -> dict[str, Any]:
+    """Leave a field out where it is None, so that older versions keep their bytes."""
+    return {key: value for key, value in values.items() if key != field or value is not None}
 
 
 class LedgerEntry(Entry):
@@ -316,10 +348,10 @@ def _check_version(body: Any, where: str) -> None:
     if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
         raise CacheDamagedError(f"{where} is damaged: not the manifest of a cache")
     version = body.get("version")
-    if isinstance(version, int) and version > IMPORTED_VERSION:
+    if isinstance(version, int) and version > BLOCKS_VERSION:
         raise CacheMismatchError(
             f"{where} is of format version {version}, this program reads versions up to "
-            f"{IMPORTED_VERSION}; update footsteps"
+            f"{BLOCKS_VERSION}; update footsteps"
         )
 
 

@@ -3,12 +3,15 @@
     plane      0 … 3K−1           ids, u24, by falling probability: byte 0 of every slot, then byte 1, then byte 2
                3K … 5K−1          −logp in steps, u16, as the difference to the slot before: low bytes, then high bytes
                5K … 5K+3S−1       tail samples, u24, as the ids
+               … + G              −log of each block's share of the tail in steps, u8     only with blocks
+               … + 1              −log Σ p(v | tail)² in 16ths of a nat, u8               only with blocks and samples
                … + 12             log_tail, gold, entropy: f32, byte by byte
 
 Bytes of one kind lie together, so zstd finds what they share: high bytes of ids are mostly one value, those of the
-differences mostly zero. Log-probabilities are rounded to a step; `decode` renormalises them with the tail.
+differences mostly zero. Log-probabilities are rounded to a step; `decode` renormalises them with the tail, and the
+blocks' shares to the tail's mass.
 
-Shapes: M positions, K slots of the support, S tail samples.
+Shapes: M positions, K slots of the support, S tail samples, G blocks of the tail.
 """
 
 import math
@@ -19,9 +22,13 @@ import numpy as np
 from cache_builder.errors import CacheDamagedError
 from cache_builder.format.manifest import Manifest, TargetOptions
 from cache_builder.format.zarr_shards import ArraySpec
+from cache_builder.targets.blocks import ids_inside
 from cache_builder.targets.sparse import Targets
 
 UNUSED = 65535
+EMPTY = 255
+"""The share of a block in which the tail has no token."""
+COLLISION_STEPS_PER_NAT = 16
 ZSTD_LEVEL = 1
 SUM_TOLERANCE = 0.01
 """How far from zero the log of a position's probabilities' sum may be beyond the rounding to steps: importers' sources
@@ -36,10 +43,13 @@ class RecordLayout:
     top_k: int
     tail_samples: int
     steps_per_nat: int
+    edges: tuple[int, ...] = ()
+    share_steps_per_nat: int = 1
 
     @classmethod
     def of(cls, options: TargetOptions) -> "RecordLayout":
-        return cls(options.top_k, options.tail_samples, options.logp_steps_per_nat)
+        share_steps = options.blocks.steps_per_nat if options.blocks else 1
+        return cls(options.top_k, options.tail_samples, options.logp_steps_per_nat, options.edges, share_steps)
 
     @property
     def n_planes(self) -> int:
@@ -55,8 +65,16 @@ class RecordLayout:
         return self.first_logp_plane + LOGP_BYTES * self.top_k
 
     @property
-    def first_scalar_plane(self) -> int:
+    def first_block_plane(self) -> int:
         return self.first_sample_plane + ID_BYTES * self.tail_samples
+
+    @property
+    def collision_plane(self) -> int:
+        return self.first_block_plane + max(len(self.edges) - 1, 0)
+
+    @property
+    def first_scalar_plane(self) -> int:
+        return self.collision_plane + bool(self.edges and self.tail_samples)
 
 
 def records_spec(manifest: Manifest) -> ArraySpec:
@@ -117,6 +135,7 @@ def encode_records(layout: RecordLayout, targets: Targets) -> np.ndarray:
             _planes(ids_KM.astype("<u4"), ID_BYTES),
             _planes(delta_KM.astype("<u2"), LOGP_BYTES),
             _planes(samples_SM.astype("<u4"), ID_BYTES),
+            *_block_planes(layout, targets),
             _planes(scalars_3M, SCALAR_BYTES),
         ]
     )
@@ -131,12 +150,12 @@ def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int, al
             is none.
     """
     k, s = layout.top_k, layout.tail_samples
-    logp, samples, scalars = layout.first_logp_plane, layout.first_sample_plane, layout.first_scalar_plane
+    logp, samples, blocks = layout.first_logp_plane, layout.first_sample_plane, layout.first_block_plane
     ids_MK = _numbers(planes[:logp], k)
     delta_KM = planes[logp + k : logp + 2 * k].astype(np.uint16) << 8
     delta_KM |= planes[logp : logp + k]
     code_KM = np.add.accumulate(delta_KM, axis=0, dtype=np.uint16)
-    samples_MS = _numbers(planes[samples:scalars], s)
+    samples_MS = _numbers(planes[samples:blocks], s)
     log_tail_M, gold_M, entropy_M = decode_scalars(layout, planes)
     unused_KM = code_KM == UNUSED
     has_unused = bool(unused_KM.any())
@@ -155,7 +174,58 @@ def decode_records(layout: RecordLayout, planes: np.ndarray, vocab_size: int, al
         logp_KM[unused_KM] = -np.inf
     logp_MK = np.ascontiguousarray(logp_KM.T)
     logp_MK, log_tail_M = normalise(logp_MK, log_tail_M, layout.steps_per_nat)
-    return Targets(ids_MK, logp_MK, samples_MS, log_tail_M, gold_M, entropy_M)
+    targets = Targets(ids_MK, logp_MK, samples_MS, log_tail_M, gold_M, entropy_M)
+    if layout.edges:
+        _decode_blocks(layout, planes, targets)
+    return targets
+
+
+def _block_planes(layout: RecordLayout, targets: Targets) -> list[np.ndarray]:
+    """Return the planes of the blocks' shares and of the tail's collisions, where the layout has them."""
+    if not layout.edges:
+        return []
+    with np.errstate(invalid="ignore"):  # −inf − (−inf), where there is no tail
+        steps_MG = np.rint((targets.log_tail[:, None] - targets.log_blocks) * layout.share_steps_per_nat)
+    no_token_MG = np.isneginf(targets.log_blocks)
+    code_MG = np.where(no_token_MG, EMPTY, np.clip(np.where(no_token_MG, 0, steps_MG), 0, EMPTY - 1))
+    collision_MX = np.clip(np.rint(-targets.log_collision * COLLISION_STEPS_PER_NAT), 0, 255)
+    return [code_MG.astype(np.uint8).T, collision_MX.astype(np.uint8).T]
+
+
+def _decode_blocks(layout: RecordLayout, planes: np.ndarray, targets: Targets) -> None:
+    """Put into targets what the planes say of the tail's blocks.
+
+    Raises:
+        CacheDamagedError: a tail lies in no block, or in one whose every token is in the support.
+    """
+    code_MG = planes[layout.first_block_plane : layout.collision_plane].T
+    no_tail_M1 = targets.log_tail[:, None] == -np.inf
+    empty_MG = (code_MG == EMPTY) | no_tail_M1
+    share_MG = code_MG.astype(np.float32)
+    share_MG *= np.float32(-1 / layout.share_steps_per_nat)
+    np.exp(share_MG, out=share_MG)
+    share_MG[empty_MG] = 0.0
+    total_M1 = share_MG.sum(1, keepdims=True)
+    if not ((total_M1 > 0) | no_tail_M1).all():
+        raise CacheDamagedError("it holds a tail that lies in no block")
+    _check_room(layout, targets, empty_MG)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_share_MG = np.log(share_MG / total_M1)
+    log_share_MG[empty_MG] = -np.inf
+    targets.log_blocks = np.where(no_tail_M1, np.float32(-np.inf), log_share_MG + targets.log_tail[:, None])
+    collision_XM = planes[layout.collision_plane : layout.first_scalar_plane]
+    targets.log_collision = np.ascontiguousarray(collision_XM.T) * np.float32(-1 / COLLISION_STEPS_PER_NAT)
+    targets.edges = layout.edges
+
+
+def _check_room(layout: RecordLayout, targets: Targets, empty_MG: np.ndarray) -> None:
+    """Refuse mass in a block that the support fills: no student has any there, so its loss would be infinite."""
+    widths_G = np.diff(layout.edges)
+    if widths_G.min() > layout.top_k:
+        return
+    inside_MG = ids_inside(targets.ids, targets.logp > -np.inf, layout.edges)
+    if ((inside_MG >= widths_G) & ~empty_MG).any():
+        raise CacheDamagedError("it holds mass of the tail in a block that has no token outside the support")
 
 
 def _steps_to_nats(code: np.ndarray, steps_per_nat: int) -> np.ndarray:

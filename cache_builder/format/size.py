@@ -90,13 +90,14 @@ class CacheSize:
     probe_sequences: int
     probe_positions: int
     probe_top_k: int
+    tail_blocks: int = 0
     sample_id_bytes: int | None = None
     """Of all ids together; None where they are not known."""
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one position before compression: ids, log-probabilities, tail samples, three scalars."""
-        return record_bytes(self.top_k, self.tail_samples)
+        """Bytes of one position before compression: ids, log-probabilities, tail samples and blocks, three scalars."""
+        return record_bytes(self.top_k, self.tail_samples, self.tail_blocks)
 
     @property
     def records(self) -> ArraySize:
@@ -157,9 +158,10 @@ class CacheSize:
         return sum(array.ledger_bytes for group in groups for array in group)
 
 
-def record_bytes(top_k: int, tail_samples: int) -> int:
+def record_bytes(top_k: int, tail_samples: int, tail_blocks: int = 0) -> int:
     """Return the bytes of one position before compression."""
-    return RecordLayout(top_k, tail_samples, 1).n_planes
+    edges = tuple(range(tail_blocks + 1)) if tail_blocks else ()
+    return RecordLayout(top_k, tail_samples, 1, edges).n_planes
 
 
 def recommended_layout(positions: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@
     ids, logp        list<fixed_size_list>  [M, K]
     samples          list<fixed_size_list>  [M, S]; no such column where S is 0
     log_tail, gold, entropy                 [M]
+    log_blocks, log_collision               [M, G], [M, 1]; no such columns in a cache without blocks of the tail
 
 The file's metadata has the manifest, the checkpoint's identity and its held-out loss, as JSON under "footsteps".
 """
@@ -74,6 +75,10 @@ def schema_of(cache: Cache, name: str) -> pa.Schema:
     if options.tail_samples:
         columns["samples"] = pa.list_(pa.list_(pa.uint32(), options.tail_samples))
     columns |= {scalar: pa.list_(pa.float32()) for scalar in ("log_tail", "gold", "entropy")}
+    if options.edges:
+        columns["log_blocks"] = pa.list_(pa.list_(pa.float32(), len(options.edges) - 1))
+    if options.edges and options.tail_samples:
+        columns["log_collision"] = pa.list_(pa.list_(pa.float32(), 1))
     about = {
         "manifest": cache.manifest.model_dump(mode="json"),
         "identity": group.identity.model_dump(mode="json"),
@@ -115,6 +120,8 @@ def _table(cache: Cache, name: str, rows: range, losses: np.ndarray, schema: pa.
         "log_tail": _lists(by_position, targets.log_tail),
         "gold": _lists(by_position, targets.gold),
         "entropy": _lists(by_position, targets.entropy),
+        "log_blocks": _lists(by_position, targets.log_blocks),
+        "log_collision": _lists(by_position, targets.log_collision),
     }
     return pa.table([columns[column] for column in schema.names], schema=schema)
 

@@ -1,4 +1,4 @@
-"""The maths of sparse targets: K + 1 outcomes, divergences with their gradients, draws from the tail.
+"""The maths of sparse targets: outcomes, divergences with their gradients, the tail by blocks and by draws.
 
 Pure functions on tensors. Imports nothing but the root files.
 """

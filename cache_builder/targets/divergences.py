@@ -1,15 +1,15 @@
-"""The divergences of a student q from a target p over K + 1 outcomes, each with its gradient for q's logits.
+"""The divergences of a student q from a target p over K + G outcomes, each with its gradient for q's logits.
 
     forward KL    Σ p (log p − log q)                            q − p
     reverse KL    R = Σ q (log q − log p)                        q (log q − log p − R)
     TAID          π = softmax((1−t)·log q + t·log p), q const    Σ π (log π − log q)         q − π
     JSD           β·KL(p‖m) + (1−β)·KL(q‖m), m = β p + (1−β) q   (1−β) q (log q − log m − KL(q‖m))
-    tail token v  the tail's gradient, times q(v | tail)
+    token v of a block   the block's gradient, times q(v | block)
 
 To add one: a function from (log p [M, O], log q [M, O]) and its parameter, if any, to (value [M], gradient [M, O]), and
 a row of DIVERGENCES. Only methods of tensors are used, so that reading the table imports no torch.
 
-Shapes: M positions, O = K + 1 outcomes, the tail last; −inf is an outcome that does not exist. Natural logs.
+Shapes: M positions, O = K + G outcomes, the tail's G last; −inf is an outcome that does not exist. Natural logs.
 """
 
 import math
@@ -80,7 +80,7 @@ class Divergence:
     moves: bool = False
     """Whether TAID's rule moves the parameter from there to 1 during training."""
     samples: bool = False
-    """Whether the stored tail samples may stand for the tail; elsewhere it is one outcome."""
+    """Whether the stored tail samples may stand for the tail; elsewhere it is an outcome, or G."""
     needs_tail: bool = True
     """Whether it compares the student's mass in the tail with a teacher's that must be known."""
 

@@ -1,11 +1,11 @@
-"""Distributions over K + 1 outcomes: the K tokens of the support, and the tail as one.
+"""Distributions over K + G outcomes: the K tokens of the support, and the tail in G blocks of ids, or as one.
 
-    u = (log p_1 … log p_K, log P)        P the mass of every token outside the support
+    u = (log p_1 … log p_K, log P_1 … log P_G)        P_g the mass of every token of block g outside the support
 
-With the tail as an outcome each divergence (`divergences.py`) is a true one: never negative, zero with zero gradient at
-q = p, a lower bound of the one over the whole vocabulary, and equal to it where the support is the vocabulary.
+With the tail among the outcomes each divergence (`divergences.py`) is a true one: never negative, zero with zero
+gradient at q = p, a lower bound of the one over the whole vocabulary, and equal to it where the support is all of it.
 
-Shapes: M positions, K slots, O = K + 1 outcomes (the tail last). Log-probabilities are natural logs. An unused slot has
+Shapes: M positions, K slots, G blocks, O = K + G outcomes (the tail last). Natural logs. An unused slot has
 log-probability −inf: an outcome that does not exist.
 """
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from cache_builder.targets.divergences import kl
 
 
-def outcomes(logp_MK: Tensor, log_tail_M: Tensor) -> Tensor:
-    """Join support and tail to log-probabilities [M, O] of the K+1 outcomes, normalised to float rounding."""
-    return torch.log_softmax(torch.cat([logp_MK, log_tail_M[:, None]], dim=1), dim=1)
+def outcomes(logp_MK: Tensor, log_tail_MG: Tensor) -> Tensor:
+    """Join support and tail to log-probabilities [M, O] of the outcomes, normalised to float rounding."""
+    return torch.log_softmax(torch.cat([logp_MK, log_tail_MG], dim=1), dim=1)
 
 
 def temper(logp_MO: Tensor, temperature: float) -> Tensor:
-    """Raise K+1 outcomes to the power 1/T and normalise. The tail is tempered as the one outcome that it is."""
+    """Raise outcomes to the power 1/T and normalise. A block of the tail is tempered as the one outcome that it is."""
     return logp_MO if temperature == 1.0 else torch.log_softmax(logp_MO / temperature, dim=1)
 
 
 def bucket_kl(logp_a_MK: Tensor, log_tail_a_M: Tensor, logp_b_MK: Tensor, log_tail_b_M: Tensor) -> Tensor:
     """KL(a‖b) [M] of two distributions given on the same ids and the tail outside them, as on the probe."""
-    return kl(outcomes(logp_a_MK, log_tail_a_M), outcomes(logp_b_MK, log_tail_b_M))
+    return kl(outcomes(logp_a_MK, log_tail_a_M[:, None]), outcomes(logp_b_MK, log_tail_b_M[:, None]))
 
 
 def retained_mass_at_least(logp_MK: Tensor, log_tail_M: Tensor, vocab_size: int, temperature: float) -> Tensor:

@@ -4,10 +4,10 @@
 
 Importing this needs no torch, so that a cache can be read without it.
 
-Shapes: M positions, K slots of the support, S tail samples. Log-probabilities are natural logs.
+Shapes: M positions, K slots of the support, S tail samples, G blocks of the tail. Log-probabilities are natural logs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
@@ -33,21 +33,34 @@ class Targets(Generic[Array]):
     """[M] float32, log-probability of the true token, as captured."""
     entropy: Array
     """[M] float32, of the full distribution; makes the value of forward KL with samples unbiased."""
+    log_blocks: Array = None  # type: ignore[assignment]
+    """[M, G] float32, log of the tail's mass in each block of ids, −inf where none is; [M, 0] where it is not kept."""
+    log_collision: Array = None  # type: ignore[assignment]
+    """[M, 1] float32, log Σ p(v | tail)², the chance that two draws from the tail agree; [M, 0] where it is not kept.
+    It means nothing where there is no tail."""
+    edges: tuple[int, ...] = ()
+    """G + 1 ids at which the vocabulary is cut into blocks (`blocks.py`), of all positions; none where G is 0."""
+
+    def __post_init__(self) -> None:
+        """Give what is not kept its shape."""
+        none = cast(Any, self.log_tail)[..., None][..., :0]
+        self.log_blocks = none if self.log_blocks is None else self.log_blocks
+        self.log_collision = none if self.log_collision is None else self.log_collision
 
     def __len__(self) -> int:
         return len(cast(Any, self.log_tail))
 
     def __getitem__(self, positions: Any) -> "Targets[Array]":
         """Return the targets of some positions: a slice, a mask or indices."""
-        return Targets(*(cast(Any, value)[positions] for value in self._values()))
+        return self.each(lambda value: value[positions])
 
     def __setitem__(self, positions: Any, targets: "Targets[Array]") -> None:
         """Put targets in the place of those at some positions."""
-        for mine, theirs in zip(self._values(), targets._values(), strict=True):
-            cast(Any, mine)[positions] = theirs
+        for name in ARRAYS:
+            getattr(self, name)[positions] = getattr(targets, name)
 
     @staticmethod
-    def blank(positions: int, top_k: int, tail_samples: int) -> "Targets[np.ndarray]":
+    def blank(positions: int, top_k: int, tail_samples: int, edges: tuple[int, ...] = ()) -> "Targets[np.ndarray]":
         """Return arrays of the right shapes and types that hold nothing yet."""
         return Targets(
             ids=np.empty((positions, top_k), np.int64),
@@ -56,16 +69,26 @@ class Targets(Generic[Array]):
             log_tail=np.empty(positions, np.float32),
             gold=np.empty(positions, np.float32),
             entropy=np.empty(positions, np.float32),
+            log_blocks=np.empty((positions, max(len(edges) - 1, 0)), np.float32),
+            log_collision=np.empty((positions, int(bool(edges and tail_samples))), np.float32),
+            edges=edges,
         )
+
+    @staticmethod
+    def join(parts: Iterable["Targets[Array]"], concatenate: Callable[[Any], Array]) -> "Targets[Array]":
+        """Join targets one after another, with the function that joins a list of such arrays: `np.concatenate`."""
+        parts = list(parts)
+        joined = {name: concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+        return Targets(edges=parts[0].edges, **joined)
 
     @staticmethod
     def concatenate(parts: Sequence["Targets[np.ndarray]"]) -> "Targets[np.ndarray]":
         """Join the targets of arrays, one after another."""
-        return Targets(*(np.concatenate(values) for values in zip(*(part._values() for part in parts), strict=True)))
+        return Targets.join(parts, np.concatenate)
 
     def each(self, change: Callable[[Any], Other]) -> "Targets[Other]":
         """Return what a function makes of each of the arrays or tensors."""
-        return Targets(*(change(value) for value in self._values()))
+        return Targets(edges=self.edges, **{name: change(getattr(self, name)) for name in ARRAYS})
 
     def to_numpy(self) -> "Targets[np.ndarray]":
         """Return the same as arrays: int64 and float32."""
@@ -83,5 +106,6 @@ class Targets(Generic[Array]):
         """Move every tensor to page-locked memory; a `DataLoader` calls it."""
         return self.each(lambda value: value.pin_memory())
 
-    def _values(self) -> Iterator[Array]:
-        return (getattr(self, field.name) for field in fields(self))
+
+ARRAYS = tuple(field.name for field in fields(Targets) if field.name != "edges")
+"""The names of what there is one entry of per position."""

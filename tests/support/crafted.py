@@ -47,7 +47,7 @@ class Honest(Synthetic):
         return corpus
 
 
-def write_honest(folder: Path) -> None:
+def write_honest(folder: Path, tail_blocks: int = 0) -> None:
     """Write a small cache of two checkpoints, with several shards and chunks."""
     honest = Honest(
         12,
@@ -59,6 +59,7 @@ def write_honest(folder: Path) -> None:
         chunk_positions=16,
         mean_positions=10,
         probe_sequences=3,
+        tail_blocks=tail_blocks,
     )
     write_synthetic_cache(LocalStore(folder), honest)
 

@@ -8,6 +8,7 @@ It shares nothing with the transformers engine but the protocol: plain numpy in 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ class TableBackend:
             log_tail.astype(np.float32),
             np.take_along_axis(logp, gold[:, None], 1)[:, 0].astype(np.float32),
             -(np.exp(logp) * logp).sum(1).astype(np.float32),
+            *_blocks(tail_logp, options),
+            edges=options.edges,
         )
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
@@ -121,6 +124,15 @@ class TableBackend:
 
     def release(self) -> None:
         del self._table
+
+
+def _blocks(tail_logp: np.ndarray, options: TargetOptions) -> tuple[np.ndarray, np.ndarray]:
+    """The tail's mass by blocks, and the chance that two draws from it agree, as logs."""
+    parts = [np.logaddexp.reduce(tail_logp[:, start:end], axis=1) for start, end in pairwise(options.edges)]
+    collision = np.logaddexp.reduce(2 * tail_logp, axis=1) - 2 * np.logaddexp.reduce(tail_logp, axis=1)
+    log_blocks = np.stack(parts, axis=1) if parts else np.empty((len(tail_logp), 0))
+    kept = bool(options.edges and options.tail_samples)
+    return log_blocks.astype(np.float32), collision.astype(np.float32)[:, None][:, :kept]
 
 
 def _key(tokens: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cache_builder.data.batching import Batch
 from cache_builder.models.lm_head import hidden_states_at, verify_head
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tail import Tail
 from trainer.loss.fused import distillation_loss
 
 
@@ -33,6 +34,8 @@ class Objective:
     parameter: float | None = None
     """The divergence's, where it has one."""
     temperature: float = 1.0
+    tail: Tail | None = None
+    """What stands for the teacher's tail; unless given, the best of what the targets keep."""
 
 
 def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
@@ -67,6 +70,7 @@ def attach_objective(model: PreTrainedModel, vocab_size: int) -> None:
             divergence=objective.divergence,
             parameter=objective.parameter,
             temperature=objective.temperature,
+            tail=objective.tail,
         )
 
     model.forward = forward

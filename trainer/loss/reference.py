@@ -1,12 +1,14 @@
 """The loss by the book: whole rows of float64 probabilities and autograd, none of the kernel's formulas; slow.
 
-    D(p, q) with p, q on the K + 1 outcomes, or p̂ over the vocabulary where samples stand for the tail
+    D(p, q) with p, q on the K + G outcomes, or p̂ over the vocabulary where samples stand for the tail
+    (1 − λ) of the one and λ of the other where both do
     loss = Σ_m divergence_weight_m · D_m + ce_weight_m · CE_m
 
 What `fused.py` computes is tested against this, and a kernel of anybody's can be.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from cache_builder.models.lm_head import Head
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tail import Kept, Tail, choose_tail
 from trainer.loss.fused import LossOutput
 
 
@@ -28,21 +31,29 @@ def reference_loss(
     divergence: str = "forward_kl",
     parameter: float | None = None,
     temperature: float = 1.0,
+    tail: Tail | None = None,
 ) -> LossOutput:
-    """Compute in float64 what `distillation_loss` computes; here all three results are differentiable."""
+    """Compute in float64 what `distillation_loss` computes; here all but λ are differentiable."""
     q_MV = _student(hidden_MD, head)
-    sampled = DIVERGENCES[divergence].samples and temperature == 1.0 and targets.samples.shape[1] > 0
-    values = []
+    if tail is None:
+        kept = Kept(targets.samples.shape[1], targets.log_blocks.shape[1])
+        tail = choose_tail("auto", kept, DIVERGENCES[divergence].samples and temperature == 1.0)
+    values, weights = [], []
     for m, q_V in enumerate(q_MV):
-        if sampled:
-            values.append(-(_sampled_teacher(targets, m, len(q_V)) * q_V.log()).sum() - targets.entropy[m])
-        else:
-            p, q = (_tempered(mass, temperature) for mass in _outcomes(targets, m, q_V))
-            values.append(PLAIN[divergence](p, q, parameter or 0.0) * temperature**2)
+        p, q = (_tempered(mass, temperature) for mass in _outcomes(targets, m, q_V, tail.by_block))
+        weight = _adaptive_weight(targets, m, q_V, tail) if tail.sample_weight is None else tail.sample_weight
+        value = q_V.new_zeros(())
+        if weight < 1:
+            value = value + (1 - weight) * PLAIN[divergence](p, q, parameter or 0.0) * temperature**2
+        if weight > 0:
+            cross = -(_sampled_teacher(targets, m, len(q_V)) * q_V.log()).sum()
+            value = value + weight * (cross - targets.entropy[m])
+        values.append(value)
+        weights.append(float(weight))
     divergence_M = torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
     ce_M = -q_MV.log().gather(1, label_M[:, None])[:, 0]
     loss = (divergence_weight_M * divergence_M + ce_weight_M * ce_M).sum()
-    return LossOutput(loss, divergence_M, ce_M)
+    return LossOutput(loss, divergence_M, ce_M, torch.tensor(weights, dtype=torch.float64))
 
 
 def _student(hidden_MD: Tensor, head: Head) -> Tensor:
@@ -65,15 +76,40 @@ def _sampled_teacher(targets: Targets[Tensor], m: int, vocab_size: int) -> Tenso
     return p_V
 
 
-def _outcomes(targets: Targets[Tensor], m: int, q_V: Tensor) -> tuple[Tensor, Tensor]:
-    """Masses of teacher and student on position m's K + 1 outcomes; without the tail where nothing is in it."""
+def _adaptive_weight(targets: Targets[Tensor], m: int, q_V: Tensor, tail: Tail) -> float:
+    """λ = B / (B + V/S), with the outcomes' target f within the tail written out over the vocabulary."""
+    q_V, mass = q_V.detach(), targets.log_tail[m].double().exp()
+    if mass == 0:
+        return 0.0
+    f_V = torch.zeros_like(q_V)
+    for inside, block_mass in _blocks(targets, m, len(q_V), tail.by_block):
+        f_V[inside] = block_mass / mass * q_V[inside] / q_V[inside].sum()
+    p_square = float(targets.log_collision[m, 0].double().exp())
+    bias = max(0.0, float(p_square - 2 * f_V[targets.samples[m]].mean() + f_V.square().sum()))
+    variance = (1 - p_square) / targets.samples.shape[1]
+    return bias / (bias + variance) if bias > 0 else 0.0
+
+
+def _blocks(targets: Targets[Tensor], m: int, vocab_size: int, by_block: bool) -> list[tuple[Tensor, Tensor]]:
+    """The tail's blocks at position m: which tokens [V], and the teacher's mass; without those that have no token."""
+    outside = torch.ones(vocab_size, dtype=torch.bool)
+    outside[targets.ids[m][targets.logp[m] > -torch.inf]] = False
+    if not by_block:
+        found = [(outside, targets.log_tail[m].double().exp())]
+    else:
+        at = torch.arange(vocab_size)
+        spans = [outside & (at >= start) & (at < end) for start, end in pairwise(targets.edges)]
+        found = list(zip(spans, targets.log_blocks[m].double().exp(), strict=True))
+    return [(inside, mass) for inside, mass in found if inside.any()]
+
+
+def _outcomes(targets: Targets[Tensor], m: int, q_V: Tensor, by_block: bool) -> tuple[Tensor, Tensor]:
+    """Masses of teacher and student on position m's K + G outcomes; without blocks where nothing is in them."""
     used = targets.logp[m] > -torch.inf
-    ids = targets.ids[m][used]
-    outside = torch.ones(len(q_V), dtype=torch.bool)
-    outside[ids] = False
-    p = torch.cat([targets.logp[m][used].double().exp(), targets.log_tail[m].double().exp()[None]])
-    q = torch.cat([q_V[ids], q_V[outside].sum()[None]])
-    return (p, q) if outside.any() else (p[:-1], q[:-1])
+    blocks = _blocks(targets, m, len(q_V), by_block)
+    p = torch.cat([targets.logp[m][used].double().exp(), *(mass[None] for _, mass in blocks)])
+    q = torch.cat([q_V[targets.ids[m][used]], *(q_V[inside].sum()[None] for inside, _ in blocks)])
+    return p, q
 
 
 def _tempered(mass: Tensor, temperature: float) -> Tensor:

@@ -88,6 +88,7 @@ class Plan:
             checkpoints=self.checkpoints,
             top_k=cache.top_k,
             tail_samples=cache.tail_samples,
+            tail_blocks=cache.tail_blocks,
             shard_positions=cache.shard_positions,
             chunk_positions=cache.chunk_positions,
             probe_sequences=cache.probe_sequences,
@@ -108,7 +109,8 @@ class Plan:
             flops = self.training_flops(self.teacher, sft.teacher, sft.teacher.num_train_epochs)
             size_of = f"{steps}, {self.checkpoints} checkpoints kept"
             found.append(Stage("sft teacher", self.teacher.name, size_of, TRAINING, flops))
-        what = f"top_k {size.top_k}, {size.tail_samples} tail samples, {size.record_bytes} B a position"
+        tail = f"{size.tail_samples} tail samples, {size.tail_blocks} tail blocks"
+        what = f"top_k {size.top_k}, {tail}, {size.record_bytes} B a position"
         count = f"{self.checkpoints} × {positions}"
         found.append(Stage("cache build", what, count, FORWARD, self.build_flops()))
         steps = f"{sft.student.steps(corpus.sequences, sft.student.num_train_epochs):,} steps"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from cache_builder.errors import (
     CacheIncompleteError,
     CacheMismatchError,
     CacheWriteError,
+    ConfigError,
     MissingError,
     ModelError,
 )
 from cache_builder.storage.local import LocalStore
+from cache_builder.targets.blocks import block_edges
 from tests.conftest import color_examples
 from tests.support.caches import Teaching, files_of
 from tests.support.paths import ROOT
@@ -73,6 +76,33 @@ def test_every_target_is_what_the_checkpoint_says_of_its_sequence(teaching: Teac
             tail = np.log1p(-np.exp(np.take_along_axis(logp, targets.ids, 1)).sum(1))
             np.testing.assert_allclose(targets.log_tail, tail, atol=1 / 256)
             assert not (targets.samples[:, :, None] == targets.ids[:, None]).any()
+
+
+def test_a_cache_with_blocks_is_of_version_3_and_holds_what_the_checkpoint_says_of_each(
+    teaching: Teaching, built: Path, tmp_path: Path
+) -> None:
+    assert teaching.build(tmp_path / "cache", tail_blocks=5, tail_steps_per_nat=8)
+    cache, plain = open_cache(str(tmp_path / "cache")), open_cache(str(built))
+    edges = block_edges(5, 300)
+    assert (cache.manifest.version, plain.manifest.version) == (3, 1) and cache.manifest.targets.edges == edges
+    assert not verify_cache(LocalStore(tmp_path / "cache")).damaged
+    model = load(teaching, "step-2")
+    for row in range(0, len(cache.corpus), 3):
+        tail = np.exp(live_logp(model, *teaching.corpus.sequence(row), 300))
+        targets = cache.read("step-2", [row])
+        np.put_along_axis(tail, targets.ids, 0.0, 1)
+        mass = np.stack([tail[:, start:end].sum(1) for start, end in pairwise(edges)], axis=1)
+        np.testing.assert_allclose(targets.log_blocks, np.log(mass), atol=1 / 8)
+        share = tail / tail.sum(1, keepdims=True)
+        np.testing.assert_allclose(targets.log_collision[:, 0], np.log((share**2).sum(1)), atol=0.04)
+        for field in ("ids", "logp", "samples", "log_tail", "gold", "entropy"):
+            np.testing.assert_array_equal(getattr(targets, field), getattr(plain.read("step-2", [row]), field))
+
+
+def test_more_blocks_than_tokens_are_refused(teaching: Teaching, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cache\.tail_blocks is 301, but the tokenizer has only 300 tokens"):
+        teaching.build(tmp_path / "cache", tail_blocks=301)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_losses_are_the_summed_gold_of_every_sequence_also_across_shards(teaching: Teaching, built: Path) -> None:
@@ -285,6 +315,7 @@ def test_repair_builds_what_is_damaged_again_and_nothing_else(
     [
         ({"top_k": 5}, "targets.top_k: it has 4, now 5"),
         ({"tail_samples": 3}, "targets.tail_samples"),
+        ({"tail_blocks": 3}, "version: it has 1, now 3"),
         ({"shard_positions": 126}, "layout.shard_positions"),
         ({"probe_sequences": 7}, "probe.sequences"),
     ],

@@ -14,7 +14,7 @@ from cache_builder.capture.backend import open_engine
 from cache_builder.capture.teacher import Teacher
 from cache_builder.config import CacheExperiment
 from cache_builder.errors import ModelError
-from cache_builder.format.manifest import TargetOptions
+from cache_builder.format.manifest import BlockOptions, TargetOptions
 from cache_builder.sequences import NumberedSequences
 from cache_builder.targets.sparse import Targets
 from tests.support.caches import Teaching, files_of
@@ -22,6 +22,7 @@ from tests.support.teachers import OPTIONS, load
 
 SEQUENCES = 40
 """Of the teaching."""
+BLOCKS = OPTIONS.model_copy(update={"blocks": BlockOptions(edges=[0, 20, 150, 300], steps_per_nat=4)})
 
 
 class Shifted(Teacher):
@@ -31,7 +32,7 @@ class Shifted(Teacher):
         said = super().targets(corpus, start, end, options)
         if end - start <= 4:
             return said
-        return Targets(*(np.roll(getattr(said, name), 1, axis=0) for name in said.__dataclass_fields__))
+        return said.each(lambda values: np.roll(values, 1, axis=0))
 
 
 class ShiftedEngine:
@@ -56,19 +57,21 @@ def test_a_shard_whose_sample_says_something_else_alone_is_not_stored(teaching: 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_rounding_and_near_ties_are_no_difference(teaching: Teaching, dtype: str) -> None:
     teacher = load(teaching, teaching.folder / "step-1", dtype=dtype)
-    for span in ((0, teaching.corpus.n_positions), (3, 22)):
-        targets = teacher.targets(teaching.corpus, *span, OPTIONS)
-        recheck(teacher, teaching.corpus, targets, span, OPTIONS, 300)
+    for options in (OPTIONS, BLOCKS):
+        for span in ((0, teaching.corpus.n_positions), (3, 22)):
+            targets = teacher.targets(teaching.corpus, *span, options)
+            recheck(teacher, teaching.corpus, targets, span, options, 300)
 
 
 @pytest.mark.parametrize("top_p", [0.01, 1.0])
-@pytest.mark.parametrize("field", ["ids", "logp", "log_tail", "gold", "entropy"])
+@pytest.mark.parametrize("field", ["ids", "logp", "log_tail", "log_blocks", "gold", "entropy"])
 def test_every_field_is_compared(teaching: Teaching, field: str, top_p: float) -> None:
     teacher = load(teaching, teaching.folder / "step-1")
-    span, options = (0, teaching.corpus.n_positions), OPTIONS.model_copy(update={"top_p": top_p})
+    span, options = (0, teaching.corpus.n_positions), BLOCKS.model_copy(update={"top_p": top_p})
     targets = teacher.targets(teaching.corpus, *span, options)
     assert differences(targets, targets).max() == 0
     changes = {"ids": (targets.ids + 1) % 300, "logp": targets.logp - 1, "log_tail": targets.log_tail - 0.5}
+    changes["log_blocks"] = targets.log_blocks[:, ::-1]
     wrong = replace(targets, **{field: changes.get(field, getattr(targets, field) + 0.5)})
     with pytest.raises(ModelError, match="nats apart"):
         recheck(teacher, teaching.corpus, wrong, span, options, 300)

@@ -27,8 +27,10 @@ def tables(teaching: Teaching, tmp_path_factory: pytest.TempPathFactory) -> list
     return [(name, write_table(Path(model), folder / name, corpora, 300)) for name, model in teaching.checkpoints]
 
 
-def build(teaching: Teaching, tables: list[tuple[str, str]], cache: Path, part: tuple[int, int] = (0, 1)) -> bool:
-    experiment: CacheExperiment = teaching.experiment(cache)
+def build(
+    teaching: Teaching, tables: list[tuple[str, str]], cache: Path, part: tuple[int, int] = (0, 1), **options: int
+) -> bool:
+    experiment: CacheExperiment = teaching.experiment(cache, **options)
     inputs = teaching.corpus, teaching.tokenizer, tables, teaching.held_out
     return build_cache(experiment, *inputs, part=part, engine=TableEngine)
 
@@ -68,6 +70,21 @@ def test_two_engines_that_read_the_same_weights_agree(
         assert (one.samples == other.samples).mean() > 0.95  # the same uniforms
         np.testing.assert_allclose(one.gold, other.gold, atol=1e-5)
         np.testing.assert_allclose(one.log_tail, other.log_tail, atol=1 / 256)
+
+
+def test_two_engines_agree_on_the_tail_s_blocks(
+    teaching: Teaching, tables: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    assert build(teaching, tables, tmp_path / "ours", tail_blocks=7)
+    assert teaching.build(tmp_path / "theirs", tail_blocks=7)
+    ours, theirs = (open_cache(str(tmp_path / name)) for name in ("ours", "theirs"))
+    for name, _ in tables:
+        one, other = (cache.read(name, range(len(teaching.corpus))) for cache in (ours, theirs))
+        assert one.edges == other.edges and len(one.edges) == 8
+        close = np.abs(np.exp(one.log_blocks) - np.exp(other.log_blocks)) < 1e-4
+        assert close.mean() > 0.99  # a share between two steps may be rounded to either
+        np.testing.assert_allclose(one.log_blocks, other.log_blocks, atol=0.3)
+        np.testing.assert_allclose(one.log_collision, other.log_collision, atol=0.07)
 
 
 def test_parts_and_restarts_work_for_any_engine(

@@ -1,5 +1,7 @@
 """Capture against the model's own logits, in float64 where the exact answer is wanted."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,35 @@ def test_top_p_keeps_the_smallest_prefix_that_holds_it(make_model):
     np.testing.assert_allclose(cut.gold, whole.gold, atol=1e-5)
     support = np.where(used, cut.ids, -1)
     assert not (cut.samples[:, :, None] == support[:, None, :]).any()
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+@pytest.mark.parametrize("top_k", [1, 8, 150, VOCABULARY])
+@pytest.mark.parametrize("peaked", [1.0, 30.0])
+def test_the_tail_s_mass_by_blocks_is_that_of_the_model_s_own_logits(make_model, top_k, top_p, peaked):
+    model, batch, edges = make_model(), make_batch(), (0, 3, 70, 71, 200, VOCABULARY)
+    with torch.no_grad():
+        model.lm_head.weight *= peaked
+    exact = dense_logp(model, batch).exp().numpy()
+    result = captured(model, batch, top_k, top_p, edges=edges)
+    for target, row in zip(result.ids, exact, strict=True):
+        row[target] = 0.0
+    assert result.edges == edges
+    np.testing.assert_allclose(np.exp(result.log_blocks).sum(1), np.exp(result.log_tail), atol=1e-6)
+    for block, (start, end) in enumerate(pairwise(edges)):
+        mass, tokens = exact[:, start:end].sum(1), (exact[:, start:end] > 0).sum(1)
+        np.testing.assert_allclose(result.log_blocks[:, block][tokens > 0], np.log(mass[tokens > 0]), atol=1e-4)
+        assert np.isneginf(result.log_blocks[:, block][tokens == 0]).all()
+    tail = exact.sum(1) > 0
+    share = exact[tail] / exact[tail].sum(1, keepdims=True)
+    np.testing.assert_allclose(result.log_collision[tail, 0], np.log((share**2).sum(1)), atol=1e-4)
+
+
+def test_collisions_are_kept_only_with_samples_and_neither_without_blocks(make_model):
+    model, batch = make_model(), make_batch()
+    one, other = captured(model, batch), captured(model, batch, samples=0, edges=(0, VOCABULARY))
+    assert one.log_blocks.shape[1] == one.log_collision.shape[1] == other.log_collision.shape[1] == 0
+    np.testing.assert_allclose(other.log_blocks[:, 0], one.log_tail, atol=1e-6)
 
 
 def test_results_do_not_depend_on_the_batch(make_model):

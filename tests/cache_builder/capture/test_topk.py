@@ -6,6 +6,7 @@ import torch
 
 from cache_builder.capture import topk as extract_module
 from cache_builder.capture.topk import draw, extract, log_sum_exp, logp_and_rest, slices, top
+from cache_builder.targets.sparse import ARRAYS
 
 
 def test_the_two_stages_find_the_same_winners_as_one(monkeypatch):
@@ -45,6 +46,19 @@ def test_a_tail_of_e_to_the_minus_ninety_is_exact():
     assert samples[0, 1] in outside
 
 
+def test_a_block_with_tokens_has_mass_even_below_what_float32_can_say():
+    logits = torch.full((2, 320), -1e30)
+    logits[:, :300] = 0.0
+    logits[:, :8] = 200.0
+    logits[1, 8:16] = 150.0
+    gold, no_draws = torch.tensor([5, 5]), torch.empty(2, 0, dtype=torch.float64)
+    targets = extract(logits, 300, gold, no_draws, 7, 1.0, (0, 7, 8, 16, 300))
+    assert targets.log_blocks[:, 0].isneginf().all()  # the support fills it
+    torch.testing.assert_close(targets.log_blocks[:, 1], targets.log_tail)
+    torch.testing.assert_close(targets.log_blocks[1, 2], targets.log_tail[1] - 50 + torch.tensor(8.0).log())
+    assert targets.log_blocks[:, 3].isfinite().all() and targets.log_blocks[:, 3].max() < -80
+
+
 def test_tail_samples_follow_the_tail():
     """200,000 draws against the probabilities: a chi-square test with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +89,7 @@ def test_a_chunk_taken_by_slices_is_the_chunk_taken_whole(monkeypatch):
 
     def everything():
         return (
-            *vars(extract(logits.clone(), 320, gold, numbers, 6, 0.9)).values(),
+            *(getattr(extract(logits.clone(), 320, gold, numbers, 6, 0.9, (0, 9, 64, 320)), name) for name in ARRAYS),
             *log_sum_exp(logits.clone()),
             *logp_and_rest(logits.clone(), ids),
         )

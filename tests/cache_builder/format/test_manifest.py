@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ def manifest(**changes: object) -> Manifest:
     return Manifest.model_validate({**values, **changes})
 
 
-def random_targets(positions: int, k: int, s: int, seed: int = 0) -> Targets:
-    """Targets whose support and tail sum to one, with unused slots and empty tails among them."""
+def random_targets(positions: int, k: int, s: int, seed: int = 0, edges: tuple[int, ...] = ()) -> Targets:
+    """Targets whose support and tail sum to one, with unused slots, empty tails and empty blocks among them."""
     rng = np.random.default_rng(seed)
     logits = -np.sort(rng.exponential(3, (positions, k + 1)), axis=1)
     used = rng.integers(1, k + 1, positions)
@@ -52,7 +53,66 @@ def random_targets(positions: int, k: int, s: int, seed: int = 0) -> Targets:
     no_tail = np.isneginf(logp[:, k])
     samples[no_tail] = ids[no_tail, :1]
     gold, entropy = rng.normal(-3, 1, (2, positions)).astype(np.float32)
-    return Targets(ids, logp[:, :k], samples, logp[:, k], gold, entropy)
+    if not edges:
+        return Targets(ids, logp[:, :k], samples, logp[:, k], gold, entropy)
+    share = rng.exponential(3, (positions, len(edges) - 1))
+    share[:, 1:][rng.random((positions, len(edges) - 2)) < 0.2] = np.inf
+    share = -share - np.log(np.exp(-share).sum(1, keepdims=True))
+    log_blocks = np.where(no_tail[:, None], -np.inf, share + logp[:, k:]).astype(np.float32)
+    log_collision = -rng.exponential(3, (positions, int(s > 0))).astype(np.float32)
+    return Targets(ids, logp[:, :k], samples, logp[:, k], gold, entropy, log_blocks, log_collision, edges)
+
+
+EDGES = (0, 256, 5_000, 70_000, VOCABULARY)
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+@pytest.mark.parametrize("share_steps", [4, 8])
+def test_a_blocks_share_is_given_back_to_a_step_and_the_blocks_sum_to_the_tail(samples: int, share_steps: int) -> None:
+    layout, plain = RecordLayout(5, samples, 256, EDGES, share_steps), RecordLayout(5, samples, 256)
+    targets = random_targets(400, 5, samples, edges=EDGES)
+    planes = encode_records(layout, targets)
+    assert layout.n_planes == plain.n_planes + 4 + (samples > 0)
+    decoded = decode_records(layout, planes, VOCABULARY)
+    assert decoded.edges == EDGES and decoded.log_blocks.dtype == decoded.log_collision.dtype == np.float32
+    empty = np.isneginf(targets.log_blocks)
+    assert (np.isneginf(decoded.log_blocks) == empty).all() and 0.1 < empty.mean() < 0.9
+    apart = np.abs(decoded.log_blocks[~empty] - targets.log_blocks[~empty])
+    assert apart.max() <= 1 / share_steps + 1 / 256
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(np.log(np.exp(decoded.log_blocks).sum(1)), decoded.log_tail, atol=1e-5)
+    np.testing.assert_allclose(decoded.log_collision, targets.log_collision, atol=1 / 32 + 1e-6)
+    whole = decode_records(plain, encode_records(plain, replace(targets)), VOCABULARY)
+    for field in ("ids", "logp", "samples", "log_tail", "gold", "entropy"):
+        np.testing.assert_array_equal(getattr(decoded, field), getattr(whole, field))
+
+
+def test_blocks_of_a_tail_that_do_not_hold_it_are_damage() -> None:
+    layout = RecordLayout(2, 0, 256, (0, 2, 300), 4)
+    logp = np.log(np.array([[0.5, 0.3]], np.float32))
+    log_tail = np.log(np.array([0.2], np.float32))
+    zero = np.zeros(1, np.float32)
+    none = np.empty((1, 0), np.int64)
+    for ids, log_blocks, said in (
+        ([[4, 5]], [[-np.inf, -np.inf]], "a tail that lies in no block"),
+        ([[1, 0]], [[-3.0, -1.7]], "a block that has no token outside the support"),
+    ):
+        blocks = np.array(log_blocks, np.float32)
+        targets = Targets(np.array(ids), logp, none, log_tail, zero, zero, blocks, edges=layout.edges)
+        with pytest.raises(CacheDamagedError, match=said):
+            decode_records(layout, encode_records(layout, targets), 300)
+        full = replace(targets, ids=np.array([[4, 1]]), log_blocks=np.array([[-3.0, -1.7]], np.float32))
+        decode_records(layout, encode_records(layout, full), 300)
+
+
+def test_a_share_too_small_for_its_byte_stays_above_nothing() -> None:
+    layout = RecordLayout(1, 0, 256, (0, 9, 300), 32)
+    one = np.zeros(1, np.float32)
+    log_tail = np.log(np.array([0.5], np.float32))
+    blocks = np.concatenate([log_tail, log_tail - 60])[None]
+    targets = Targets(np.array([[4]]), log_tail[None], np.empty((1, 0), np.int64), log_tail, one, one, blocks)
+    decoded = decode_records(layout, encode_records(layout, replace(targets, edges=layout.edges)), 300)
+    np.testing.assert_allclose(decoded.log_blocks[0, 1], log_tail[0] - 254 / 32, atol=0.01)
 
 
 def test_a_record_gives_back_its_target_to_half_a_step() -> None:
@@ -146,8 +206,8 @@ def test_a_sealed_group_is_read_back_and_every_flipped_bit_is_damage() -> None:
 
 def test_a_newer_version_is_refused_by_its_number_before_anything_else_is_read() -> None:
     document = json.loads(seal(manifest()))
-    document["attributes"]["footsteps"] = {"format": "footsteps-cache", "version": 3, "unheard_of": True}
-    with pytest.raises(CacheMismatchError, match="format version 3, this program reads versions up to 2"):
+    document["attributes"]["footsteps"] = {"format": "footsteps-cache", "version": 4, "unheard_of": True}
+    with pytest.raises(CacheMismatchError, match="format version 4, this program reads versions up to 3"):
         unseal(Manifest, json.dumps(document).encode(), "here")
 
 
@@ -167,6 +227,22 @@ def test_only_an_imported_caches_manifest_has_version_2_and_says_so() -> None:
             manifest(**changes)
     with pytest.raises(CacheMismatchError, match=r"imported\.source_sha256: it has 's', now None"):
         compare(imported, manifest(), "cache c")
+
+
+def test_only_a_manifest_with_blocks_has_version_3_and_its_edges_cut_the_vocabulary() -> None:
+    targets = manifest().targets.model_dump()
+    blocks = {"edges": [0, 20, 300], "steps_per_nat": 4}
+    with_blocks = manifest(version=3, targets={**targets, "blocks": blocks})
+    assert unseal(Manifest, seal(with_blocks), "here") == with_blocks and with_blocks.targets.edges == (0, 20, 300)
+    assert b"blocks" not in seal(manifest())
+    for changes in ({"version": 3}, {"targets": {**targets, "blocks": blocks}}):
+        with pytest.raises(ValidationError, match="version 3, and only it"):
+            manifest(**changes)
+    for edges in ([0, 20, 299], [20, 300], [0, 300, 300], [0], list(range(1026)), [0.0, 300]):
+        with pytest.raises(ValidationError):
+            manifest(version=3, targets={**targets, "blocks": {**blocks, "edges": edges}})
+    with pytest.raises(CacheMismatchError, match=r"targets\.blocks\.edges: it has \[0, 20, 300\], now None"):
+        compare(with_blocks, manifest(), "cache c")
 
 
 def test_a_difference_is_named_with_both_values() -> None:

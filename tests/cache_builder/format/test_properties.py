@@ -35,15 +35,24 @@ from tests.cache_builder.format.test_manifest import VOCABULARY, random_targets
 SIZES = st.integers(0, 40)
 
 
-@given(SIZES, st.integers(1, 9), st.integers(0, 5), st.integers(1, 4096), st.integers(0, 99))
-def test_any_records_decode_to_what_was_encoded(m: int, k: int, s: int, steps: int, seed: int) -> None:
-    layout, targets = RecordLayout(k, s, steps), random_targets(m, k, s, seed)
+EDGES = st.lists(st.integers(100, VOCABULARY - 1), max_size=9, unique=True).map(
+    lambda inner: (0, *sorted(inner), VOCABULARY)
+)
+
+
+@given(SIZES, st.integers(1, 9), st.integers(0, 5), st.integers(1, 4096), st.integers(0, 99), st.just(()) | EDGES)
+def test_any_records_decode_to_what_was_encoded(
+    m: int, k: int, s: int, steps: int, seed: int, edges: tuple[int, ...]
+) -> None:
+    layout, targets = RecordLayout(k, s, steps, edges, 4), random_targets(m, k, s, seed, edges)
     planes = encode_records(layout, targets)
-    assert planes.shape == (3 * k + 2 * k + 3 * s + 12, m) and planes.dtype == np.uint8
+    blocks = len(edges) - 1 + (s > 0) if edges else 0
+    assert planes.shape == (3 * k + 2 * k + 3 * s + blocks + 12, m) and planes.dtype == np.uint8
     decoded = decode_records(layout, planes, VOCABULARY)
     for exact in ("ids", "samples", "gold", "entropy"):
         np.testing.assert_array_equal(getattr(decoded, exact), getattr(targets, exact))
-    np.testing.assert_array_equal(np.isneginf(decoded.logp), np.isneginf(targets.logp))
+    for logs in ("logp", "log_blocks"):
+        np.testing.assert_array_equal(np.isneginf(getattr(decoded, logs)), np.isneginf(getattr(targets, logs)))
     mass = np.exp(decoded.logp.astype(np.float64)).sum(1) + np.exp(decoded.log_tail.astype(np.float64))
     np.testing.assert_allclose(mass, 1, atol=1e-5)
 

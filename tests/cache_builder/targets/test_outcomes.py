@@ -28,7 +28,7 @@ def test_bucket_kl_bounds_the_full_kl_from_below_and_merging_less_bounds_it_clos
 def test_outcomes_normalise_what_quantisation_has_moved():
     logp = random_outcomes(0).float()
     moved = (logp * 2048).round() / 2048
-    joined = outcomes(moved[:, :-1], moved[:, -1])
+    joined = outcomes(moved[:, :-1], moved[:, -1:])
     torch.testing.assert_close(joined.exp().sum(1), torch.ones(50))
 
 
@@ -56,4 +56,4 @@ def test_the_retained_mass_at_a_temperature_is_bounded_from_below_and_tightly():
 
 def test_empty_targets_have_one_outcome_that_is_certain():
     targets = nothing(3)
-    assert outcomes(targets.logp, targets.log_tail).tolist() == [[0.0]] * 3
+    assert outcomes(targets.logp, targets.log_tail[:, None]).tolist() == [[0.0]] * 3

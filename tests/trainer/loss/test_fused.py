@@ -93,7 +93,7 @@ def check_against_reference(problem, divergence: str, t: float | None, temperatu
     inputs = [problem.hidden, problem.weight]
     if problem.head.bias_V is not None:
         inputs.append(problem.head.bias_V)
-    expected, divergence_M, ce_M = reference(problem, divergence, t, temperature)
+    expected, divergence_M, ce_M, _ = reference(problem, divergence, t, temperature)
     expected_grads = torch.autograd.grad(expected, inputs)
     output = fused(problem, divergence, t, temperature=temperature, chunk_positions=3)
     grads = torch.autograd.grad(output.loss, inputs)
@@ -316,7 +316,7 @@ def test_under_no_grad_the_values_are_the_same():
 def test_half_precision_inputs_are_computed_in_float32(dtype):
     """Only the returned gradients are rounded, to the inputs' dtype."""
     problem = make_problem(dtype=dtype)
-    expected, divergence_M, _ = reference(problem, "forward_kl", None)
+    expected, divergence_M, *_ = reference(problem, "forward_kl", None)
     expected_grads = torch.autograd.grad(expected, [problem.hidden, problem.weight])
     output = fused(problem)
     torch.testing.assert_close(output.divergence_M.double(), divergence_M.detach(), rtol=1e-5, atol=1e-5)
@@ -346,7 +346,7 @@ def test_the_path_of_a_gpu_with_bfloat16_is_right_to_its_rounding(monkeypatch, d
         return product if out is None else out.copy_(product)
 
     problem = make_problem(dtype=torch.bfloat16)
-    expected, divergence_M, _ = reference(problem, divergence, t)
+    expected, divergence_M, *_ = reference(problem, divergence, t)
     expected_grads = torch.autograd.grad(expected, [problem.hidden, problem.weight])
     monkeypatch.setattr(losses, "compute_weight", lambda head: head.weight_VD.detach()[: head.vocab_size])
     monkeypatch.setattr(losses, "matmul", emulated)
