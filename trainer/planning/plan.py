@@ -109,7 +109,7 @@ class Plan:
             flops = self.training_flops(self.teacher, sft.teacher, sft.teacher.num_train_epochs)
             size_of = f"{steps}, {self.checkpoints} checkpoints kept"
             found.append(Stage("sft teacher", self.teacher.name, size_of, TRAINING, flops))
-        tail = f"{size.tail_samples} tail samples, {size.tail_blocks} tail blocks"
+        tail = f"{size.tail_samples} tail samples" + (f", {size.tail_blocks} blocks" if size.tail_blocks else "")
         what = f"top_k {size.top_k}, {tail}, {size.record_bytes} B a position"
         count = f"{self.checkpoints} × {positions}"
         found.append(Stage("cache build", what, count, FORWARD, self.build_flops()))
