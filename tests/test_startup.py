@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.run_folder import make_run
 
 SLOW_TO_IMPORT = ("accelerate", "datasets", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn", "torch")
 SLOW_TO_IMPORT += ("transformers", "zarr")
@@ -39,3 +40,11 @@ def test_a_command_that_needs_no_model_imports_nothing_that_is_slow(command: str
     missing = "configs/" in command  # the cache of an experiment that was never run
     assert done.returncode == (2 if missing else 0), done.stderr
     assert done.stderr.splitlines()[-1].split() == ["slow:"]
+
+
+def test_a_report_is_written_without_torch(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    program = f"import sys; sys.modules['torch'] = None\n{PROGRAM}"
+    done = subprocess.run([sys.executable, "-c", program, "report", str(run)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report" / "kl-matrix.png").is_file()

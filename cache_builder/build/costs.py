@@ -13,7 +13,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from rich.console import Console
 
@@ -82,6 +81,9 @@ def write_cost(path: Path, cost: BuildCost, console: Console) -> None:
 
 def device_name() -> str:
     """Name what this process computes on, as a reader of a report would."""
+    # Imported here, because the report reads these notes and needs no torch.
+    import torch
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache_builder.cache.info import retained_mass
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import expand
 from cache_builder.errors import MissingError, UserError
 from cache_builder.redaction import redact
-from cache_builder.targets.outcomes import bucket_kl
 from trainer.report.run.settings import setting
 
 
@@ -96,5 +94,17 @@ def probe_kl(probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
     `probes` has each checkpoint's log-probabilities on the probe's ids, [M, R], and the log of the rest's mass, [M].
     """
-    tensors = [(torch.from_numpy(logp_MR), torch.from_numpy(log_tail_M)) for logp_MR, log_tail_M in probes]
-    return np.array([[float(bucket_kl(*p, *q).mean()) for q in tensors] for p in tensors])
+    logp = [_outcomes(*probe) for probe in probes]
+    return np.array([[float(_kl(p_MO, q_MO).mean()) for q_MO in logp] for p_MO in logp])
+
+
+def _outcomes(logp_MR: np.ndarray, log_tail_M: np.ndarray) -> np.ndarray:
+    """Join ids and tail to log-probabilities [M, R + 1]; numpy, so that a report need not wait for torch."""
+    logp_MO = np.concatenate([logp_MR, log_tail_M[:, None]], axis=1).astype(np.float64)
+    return logp_MO - np.logaddexp.reduce(logp_MO, axis=1, keepdims=True)
+
+
+def _kl(logp_MO: np.ndarray, logq_MO: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # −inf − (−inf), of outcomes that neither has
+        terms_MO = np.exp(logp_MO) * (logp_MO - logq_MO)
+    return np.where(np.isneginf(logp_MO), 0.0, terms_MO).sum(1)
