@@ -32,6 +32,9 @@ OURS = {
 """TrainingArguments that have one right value here → what to set instead."""
 
 
+Selection = Literal["loss", "metric"]
+
+
 class LoraSection(Section):
     """Names as peft has them."""
 
@@ -126,6 +129,7 @@ class TrainingConfig(Section):
         How a step's sequences are divided among processes and micro-batches changes nothing; how many there are does.
         """
         how = {"per_device_train_batch_size", "gradient_accumulation_steps", "eval_batch_tokens", "report_to"}
+        how.add("select_by")  # a stage's inputs say more of it
         options = self.model_dump(exclude={*how, "save_steps", "logging_steps", *others})
         return {**options, "sequences_per_step": self.sequences_per_step}
 
@@ -149,10 +153,15 @@ class SftConfig(TrainingConfig):
     """Epochs of fine-tuning."""
 
 
+class StudentSftConfig(SftConfig):
+    select_by: Selection = "loss"
+    """What the student SFT is chosen by, on validation data: "loss", or its tasks' own "metric"."""
+
+
 class SftPair(Section):
     teacher: SftConfig = SftConfig()
     """The teacher's fine-tuning; unused where `teacher.checkpoints` is a list."""
-    student: SftConfig = SftConfig()
+    student: StudentSftConfig = StudentSftConfig()
     """The student's fine-tuning: the baseline, and the L_S of adaptive weighting."""
 
 
@@ -169,6 +178,9 @@ class DistillConfig(TrainingConfig):
     """Where a student starts: as given, or as the student SFT left it."""
     best: str = "held_out"
     """The best checkpoint: "held_out" (lowest held-out loss), "last", or a checkpoint's name."""
+    select_by: Selection = "loss"
+    """What a student's best/ is chosen by, on validation data: "loss", or the mean of its tasks' own primary "metric"s,
+    which asks for answers to all validation examples at each held-out loss."""
     schedule_metric: Literal["kl", "risk"] = "kl"
     """What SCD compares checkpoints by: §5.2's divergences on the probe, or §5.1's risks."""
     temperature: float = Field(1.0, gt=0)

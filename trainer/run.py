@@ -21,6 +21,7 @@ from trainer.report.page import results_table, write_report
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
+from trainer.stages.selection import check_selections
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.student_losses import write_student_losses
 
@@ -30,6 +31,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     console.rule(f"{experiment.output_dir}: prepare")
     prepared = Prepared(experiment)
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
+    check_selections(experiment, prepared)
     for line in describe_corpora(prepared):
         console.print(line)
     if isinstance(experiment.teacher.checkpoints, int):

@@ -122,9 +122,7 @@ def evaluate_model(
     with bar:
         row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))
         evaluated = [
-            _evaluate_task(
-                model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows)
-            )
+            answer_task(model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows))
             for name, rows in by_task.items()
             if rows
         ]
@@ -152,15 +150,16 @@ def evaluate_model(
     return result
 
 
-def _evaluate_task(
+def answer_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: list[Example],
     settings: EvaluateConfig,
     text: TextConfig,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> TaskOutputs:
+    """Let a model in eval mode answer a task's rows, and read its answers."""
     gold = [task.gold(example) for example in examples]
     decoding: dict[str, Any] = {"method": task.method or settings.method}
     if decoding["method"] == "likelihood":

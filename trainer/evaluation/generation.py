@@ -58,7 +58,7 @@ class Outputs:
     seconds: float
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model keeps of a pass would be of no use to a training that goes on
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -37,7 +37,7 @@ PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold one key and value per token, so that rows can be picked and go on."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, as in generation.py
 def likeliest(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

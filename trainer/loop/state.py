@@ -38,10 +38,21 @@ class TrainState:
     taid: TaidState | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    best_metric: float | None = None
+    """Of the state in best/, where the tasks' own metric chose it."""
     seconds: float = 0.0
     """Training so far, over all processes that took their turn at it; not between the last checkpoint and a kill."""
     peak_memory_mib: float = 0.0
     """The most that one of them needed."""
+
+    def note(self, step: int, loss: float, metric: float | None) -> bool:
+        """Take a state as the best if it is: by its metric, of equal ones by loss; without a metric by loss alone."""
+        if self.best_loss is not None:
+            before = (self.best_metric or 0.0, -self.best_loss)
+            if not (metric or 0.0, -loss) > before:
+                return False
+        self.best_step, self.best_loss, self.best_metric = step, loss, metric
+        return True
 
 
 def save_state(state: TrainState, checkpoint: Path, global_step: int) -> None:
@@ -125,6 +136,7 @@ def _state_of(value: dict[str, Any]) -> TrainState:
         taid=TaidState(**value["taid"]) if value["taid"] else None,
         best_step=value["best_step"],
         best_loss=value["best_loss"],
+        best_metric=None if value.get("best_metric") is None else float(value["best_metric"]),
         seconds=float(value.get("seconds", 0.0)),
         peak_memory_mib=float(value.get("peak_memory_mib", 0.0)),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
@@ -36,6 +37,7 @@ from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.targets.divergences import DIVERGENCES
 from trainer.config import TrainingConfig
+from trainer.evaluation.selection import ValidationTasks
 from trainer.loop.callbacks import StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
@@ -69,6 +71,8 @@ class LoopSettings:
     temperature: float = 1.0
     deployment: Deployment | None = None
     """What is written beside every model that is saved; None where nobody is to use them."""
+    selection: ValidationTasks | None = None
+    """What chooses the best state; the held-out loss where it is None."""
 
 
 class SequenceTrainer(ResumingTrainer):
@@ -125,6 +129,10 @@ class SequenceTrainer(ResumingTrainer):
             raise TrainingError(
                 "FSDP would save shards, and best/, last/ and checkpoints are plain model folders; set "
                 "fsdp_state_dict_type: FULL_STATE_DICT, as configs/accelerate-fsdp2.yaml does"
+            )
+        if self.is_fsdp_enabled and settings.selection is not None:
+            raise TrainingError(
+                'select_by = "metric" writes answers, which a sharded model cannot do here; set select_by = "loss"'
             )
         for reporter in (PrinterCallback, ProgressCallback):
             self.remove_callback(reporter)
@@ -269,18 +277,31 @@ class SequenceTrainer(ResumingTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the lowest.
+        """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the best.
 
         It is the cross-entropy of the true tokens, so it can be compared between methods.
         """
         if self.validation is None:
             return {}
         loss = float(self.corpus_losses(self.validation).sum()) / self.validation.n_positions
-        if self.saved.best_loss is None or loss < self.saved.best_loss:
-            self.saved.best_loss, self.saved.best_step = loss, self.state.global_step
+        metric = self._metric()
+        if self.saved.note(self.state.global_step, loss, metric):
             self.save_folder("best")
-        self.log({"eval_loss": loss})
-        return {"eval_loss": loss}
+        measured = {"eval_loss": loss} if metric is None else {"eval_loss": loss, "eval_metric": metric}
+        self.log(measured)
+        return measured
+
+    def _metric(self) -> float | None:
+        """Return the tasks' own metric on validation data, where that chooses the best state."""
+        if self.settings.selection is None:
+            return None
+        model: Any = self.model
+        was_training, part = model.training, (self.args.process_index, self.args.world_size)
+        model.eval()
+        with self.compute_loss_context_manager():
+            metric = self.settings.selection.score(model, part, gather_object)
+        model.train(was_training)
+        return metric
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as Trainer does, and what others need to use the model."""

@@ -17,7 +17,7 @@ from cache_builder.models.adapters import ADAPTER_FILE
 from cache_builder.models.loading import is_model_folder
 from cache_builder.redaction import redacted
 from cache_builder.sharing.markdown import markdown_line
-from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
+from trainer.report.run.records import SELECTED_BY, STUDENT_SFT, TEACHER, Evaluation, Run
 from trainer.report.run.run_reader import read_run
 from trainer.report.run.settings import setting
 
@@ -72,6 +72,7 @@ def write_model_card(folder: Path, run: Run) -> Path:
         run=run,
         distilled=distilled,
         which=folder.name,
+        selected_by=SELECTED_BY.get(distilled.selected_by or "", ""),
         evaluation=evaluation,
         metrics=_metrics(evaluation, [run.evaluation(TEACHER), run.evaluation(STUDENT_SFT)]),
         teacher=_setting(run, "teacher", "model"),

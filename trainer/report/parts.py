@@ -50,6 +50,8 @@ class RunReport:
     tables: list[DataTable]
     missing: list[str]
     settings: str
+    selected_by: str = ""
+    """What the reported state of every student was chosen by."""
 
 
 def extended(section: Section, *figures: Figured, tables: list[DataTable] | None = None) -> Section:

@@ -42,6 +42,7 @@ from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
+from trainer.stages.selection import selection, training_result
 from trainer.stages.student_losses import student_sft_folder
 
 
@@ -168,6 +169,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     check_cache(cache, prepared, experiment)
     check_method(cache, method, config.aw_source)
     best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
+    chosen_by = selection(experiment, prepared, config.select_by)
     losses = read_aw_losses(experiment, cache) if WEIGHTINGS[method.weighting].adaptive else None
     folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"
     inputs = {
@@ -182,6 +184,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "best": best,
         "validation": prepared.validation.fingerprint if prepared.validation else None,
         "student_losses": float(losses.student_N.sum()) if losses is not None else None,
+        "selection": chosen_by.describe() if chosen_by else None,
     }
     if stage_result(folder, inputs) is not None:
         return folder
@@ -206,6 +209,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             **divergence_settings(method, config),
             temperature=config.temperature,
             deployment=prepared.deployment,
+            selection=chosen_by,
         ),
         stream=RowStream(
             cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
@@ -221,15 +225,14 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             "checkpoints": list(cache.checkpoints),
             "best": best,
             "metric": config.schedule_metric,
+            "selected_by": config.select_by if prepared.validation else None,
             "steps_per_stage": trainer.machine.steps_per_stage,
             "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
         }
         write_json(folder / "plan.json", plan)
         merge_saved(folder, start, seed, prepared.deployment.finish)
         drop_resume_state(folder, trainer.settings.save_at)
-        finish_stage(
-            folder, {"steps": trainer.machine.total_steps, "best_step": saved.best_step, "best_loss": saved.best_loss}
-        )
+        finish_stage(folder, training_result(trainer.machine.total_steps, saved))
     trainer.accelerator.wait_for_everyone()
     return folder
 

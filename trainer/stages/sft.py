@@ -16,13 +16,14 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result
-from trainer.config import Experiment
+from trainer.config import Experiment, StudentSftConfig
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
 from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import LoopSettings, SequenceTrainer
 from trainer.precision import for_training
 from trainer.stages.lora import load_student, merge_saved
+from trainer.stages.selection import selection, training_result
 
 ORDER_CHUNK_POSITIONS = 4096
 
@@ -45,6 +46,7 @@ def fine_tune(
     """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
     model_config: ModelConfig = experiment.teacher.as_trained() if role == "teacher" else experiment.student
     model_config, config = for_training(model_config, getattr(experiment.sft, role))
+    chosen_by = selection(experiment, prepared, config.select_by) if isinstance(config, StudentSftConfig) else None
     keep = experiment.teacher.checkpoints if role == "teacher" else 0
     assert isinstance(keep, int)
     inputs: dict[str, Any] = {
@@ -55,6 +57,7 @@ def fine_tune(
         "corpus": prepared.train.fingerprint,
         "validation": prepared.validation.fingerprint if prepared.validation else None,
         "seed": experiment.run.seed,
+        "selection": chosen_by.describe() if chosen_by else None,
     }
     if rows is not None:
         inputs["rows"] = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
@@ -79,6 +82,7 @@ def fine_tune(
         epochs_per_stage=config.num_train_epochs,
         save_at=frozenset(kept_steps),
         deployment=prepared.deployment,
+        selection=chosen_by,
     )
     pad_id = prepared.tokenizer.pad_token_id
     stream = RowStream(corpus.position_offsets, ORDER_CHUNK_POSITIONS, len(corpus), experiment.run.seed, rows)
@@ -104,6 +108,6 @@ def fine_tune(
                 },
             )
         drop_resume_state(folder, trainer.settings.save_at)
-        finish_stage(folder, {"steps": total_steps, "best_step": progress.best_step, "best_loss": progress.best_loss})
+        finish_stage(folder, training_result(total_steps, progress))
     trainer.accelerator.wait_for_everyone()
     return folder

@@ -18,6 +18,7 @@ from trainer.report.run.cache_view import CacheView
 from trainer.report.run.run_costs import CheckpointCost, LiveTeacher
 from trainer.report.run.settings import settings
 
+SELECTED_BY = {"loss": "the lowest loss", "metric": "the highest mean of the primary metrics of its tasks"}
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"
 
@@ -94,6 +95,8 @@ class Distilled:
     losses: np.ndarray | None
     best: str | None = None
     """The checkpoint that its plan calls the best: the final teacher."""
+    selected_by: str | None = None
+    """What chose the student in best/ on validation data, a key of SELECTED_BY; None where nothing was held out."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,11 @@ class Run:
     def evaluation(self, model: str) -> Evaluation | None:
         """Return the evaluation of `teacher`, `student_sft` or `<method>/seed-<s>/<which>`."""
         return next((e for e in self.evaluations if e.model == model), None)
+
+    def selections(self) -> str:
+        """Say by what, on validation data, the students in best/ were chosen."""
+        found = dict.fromkeys(SELECTED_BY[d.selected_by] for d in self.distilled if d.selected_by)
+        return " or ".join(found)
 
     def methods(self) -> list[str]:
         """Name every method that was distilled or evaluated, in the config's order, then by name."""

@@ -16,7 +16,7 @@ from pydantic import FiniteFloat, TypeAdapter
 from cache_builder.errors import ConfigError
 from trainer.methods.schedules import StageChoice, best_checkpoint
 from trainer.report.run.cache_view import CacheView
-from trainer.report.run.records import AwLosses, Distilled, wanted_methods
+from trainer.report.run.records import SELECTED_BY, AwLosses, Distilled, wanted_methods
 from trainer.report.run.run_files import UNUSABLE, first_line, plain_name, read_json, read_log, read_model_losses
 from trainer.report.run.settings import setting
 
@@ -31,6 +31,7 @@ class Plan:
     metric: str
     stages: list[StageChoice]
     best: str | None
+    selected_by: str | None = None
 
 
 def read_students(folder: Path, config: dict[str, Any], cache: CacheView | None, missing: list[str]) -> list[Distilled]:
@@ -54,7 +55,14 @@ def read_student(folder: Path, cache: CacheView | None, missing: list[str]) -> D
     losses_N = read_model_losses(folder / "losses.safetensors", cache, missing, what)
     plan = read_plan(folder / "plan.json", missing, f"{label}: the schedule")
     log = read_log(folder / "log.json", missing, f"{label}: the training log")
-    return Distilled(method, int(seed), folder, plan.metric, plan.stages, log, losses_N, plan.best)
+    return Distilled(
+        method, int(seed), folder, plan.metric, plan.stages, log, losses_N, plan.best, _selected_by(plan, log)
+    )
+
+
+def _selected_by(plan: Plan, log: list[dict[str, float]]) -> str | None:
+    """Return what chose the best state; a plan of before there was a choice went by loss, where that was measured."""
+    return plan.selected_by or ("loss" if any("eval_loss" in entry for entry in log) else None)
 
 
 def read_plan(path: Path, missing: list[str], label: str) -> Plan:
@@ -72,7 +80,9 @@ def read_plan(path: Path, missing: list[str], label: str) -> Plan:
             TERMS.validate_python([*stage.quality.values(), *stage.distance.values()])
         best = value.get("best")
         metric = "risk" if value.get("metric") == "risk" else "kl"
-        return Plan(metric, stages, best if isinstance(best, str) else None)
+        selected_by = str(value.get("selected_by"))
+        chosen_by = selected_by if selected_by in SELECTED_BY else None
+        return Plan(metric, stages, best if isinstance(best, str) else None, chosen_by)
     except UNUSABLE as error:
         missing.append(f"{label}: plan.json cannot be used: {first_line(error)}")
         return Plan("kl", [], None)

@@ -42,6 +42,7 @@ def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
         tables=[result_rows(results, last), *_sequence_losses(run)],
         missing=run.missing,
         settings=settings,
+        selected_by=run.selections(),
     )
 
 

@@ -1,0 +1,43 @@
+"""What chooses the best state of a student's training: the loss on validation data, or its tasks' own metric."""
+
+from typing import Any
+
+from cache_builder.data.prepare import Prepared
+from trainer.config import Experiment, Selection
+from trainer.evaluation.selection import ValidationTasks, validation_tasks
+from trainer.loop.state import TrainState
+
+
+def selection(experiment: Experiment, prepared: Prepared, select_by: Selection) -> ValidationTasks | None:
+    """Return how states are judged; None where the loss decides.
+
+    Raises:
+        ConfigError: nothing is held out.
+        DataError: a validation row cannot be judged.
+    """
+    if select_by == "loss":
+        return None
+    return validation_tasks(
+        prepared.tokenizer,
+        prepared.examples["validation"],
+        experiment.data.source,
+        experiment.tasks,
+        experiment.evaluate,
+        experiment.text,
+    )
+
+
+def check_selections(experiment: Experiment, prepared: Prepared) -> None:
+    """Refuse, before anything is trained, what no state could be chosen by.
+
+    Raises:
+        ConfigError, DataError: see `selection`.
+    """
+    for select_by in {experiment.distill.select_by, experiment.sft.student.select_by}:
+        selection(experiment, prepared, select_by)
+
+
+def training_result(steps: int, saved: TrainState) -> dict[str, Any]:
+    """Return what a finished training's stage.json has of it."""
+    result = {"steps": steps, "best_step": saved.best_step, "best_loss": saved.best_loss}
+    return result if saved.best_metric is None else {**result, "best_metric": saved.best_metric}
