@@ -17,8 +17,24 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mib() -> float:
     """Return the peak since `reset_peak_memory`, MiB; of several GPUs that this process used, their peaks' sum."""
-    if (torch := _torch()) is not None and torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 2**20
+    device_mib = _device_mib()
+    return _resident_mib() if device_mib is None else device_mib
+
+
+def peaks_mib() -> dict[str, float]:
+    """Return the peak of the process's resident memory, and of its GPUs' where it has any, by the log's names."""
+    device_mib = _device_mib()
+    resident = {"peak_rss_mib": _resident_mib()}
+    return resident if device_mib is None else {**resident, "peak_device_mib": device_mib}
+
+
+def _device_mib() -> float | None:
+    if (torch := _torch()) is None or not torch.cuda.is_available():
+        return None
+    return float(sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 2**20)
+
+
+def _resident_mib() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -31,7 +31,7 @@ from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.config import DistillConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
-from trainer.loop.trainer import LoopSettings
+from trainer.loop.settings import LoopSettings
 from trainer.methods.methods import get_method
 from trainer.stages.distill import DistillTrainer
 

@@ -29,7 +29,8 @@ from tools.measuring import parameters
 from trainer.config import Experiment
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
-from trainer.loop.trainer import BATCH_KEYS, LoopSettings
+from trainer.loop.settings import LoopSettings
+from trainer.loop.trainer import BATCH_KEYS
 from trainer.loss.forward import Objective
 from trainer.methods.methods import get_method
 from trainer.methods.schedules import StageChoice

@@ -245,7 +245,8 @@ class OneAfterAnother:
     def build(self, works: list[Work]) -> None:
         for work in works:
             job, name = self.job, self.job.name(work)
-            note = CostNote(job.experiment.output_dir, name, job.manifest.fingerprint, job.part, job.console)
+            output_dir, cache = job.experiment.output_dir, job.manifest.fingerprint
+            note = CostNote(output_dir, name, cache, job.part, job.console, self.worker.pace)
             self.worker.load(name)
             with BuildProgress(job.console, name, job.positions(work), note) as progress:
                 for positions in self.worker.build(name, work):

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from rich.console import Console
 
 from cache_builder.atomic import write_json
+from cache_builder.build.pace import Pace
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 
 BUILD_FOLDER = "build"
@@ -35,6 +37,10 @@ class BuildCost(BaseModel):
     positions: NonNegativeInt = 0
     """Captured by this builder, those included that a kill made worthless."""
     seconds: NonNegativeFloat = Field(0.0, allow_inf_nan=False)
+    tokens: NonNegativeInt = 0
+    """Run by the model, prompts and what ran twice included; 0 in notes of before they were counted."""
+    waiting_seconds: NonNegativeFloat = Field(0.0, allow_inf_nan=False)
+    """In which the model stood still: sequences were read, or the shard before was not yet written."""
     peak_memory_mib: NonNegativeFloat = Field(0.0, allow_inf_nan=False)
     """Of the GPU's allocator, or on a CPU the process's resident memory."""
     finished: bool = False
@@ -44,12 +50,22 @@ class BuildCost(BaseModel):
 class CostNote:
     """The clock and the memory of one builder at one checkpoint; both start when it is made."""
 
-    def __init__(self, output_dir: Path, checkpoint: str, cache: str, part: tuple[int, int], console: Console) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        checkpoint: str,
+        cache: str,
+        part: tuple[int, int],
+        console: Console,
+        pace: Pace | None = None,
+    ) -> None:
+        """Start the clock; `pace` is its builder's, which may have run other checkpoints before."""
         host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{host}-{os.getpid()}.json"
         self.path = output_dir / BUILD_FOLDER / checkpoint / name
         self.cost = BuildCost(checkpoint=checkpoint, cache=cache, part=part, device=device_name())
-        self.console = console
+        self.console, self.pace = console, pace or Pace()
+        self.before = replace(self.pace)
         reset_peak_memory()
         self.started = time.perf_counter()
 
@@ -64,10 +80,21 @@ class CostNote:
             update={
                 "positions": self.cost.positions + positions,
                 "seconds": time.perf_counter() - self.started,
+                "tokens": self.pace.tokens - self.before.tokens,
+                "waiting_seconds": self.pace.waiting_seconds - self.before.waiting_seconds,
                 "peak_memory_mib": peak_memory_mib(),
                 "finished": finished,
             }
         )
+
+
+def speed(cost: BuildCost) -> str:
+    """Say how fast a builder's checkpoint ran, how much of that it waited, and what memory it took."""
+    seconds = max(cost.seconds, 1e-9)
+    return (
+        f"{cost.tokens / seconds:,.0f} tokens/s, waiting for data {cost.waiting_seconds / seconds:.1%}, "
+        f"peak memory {cost.peak_memory_mib:,.0f} MiB"
+    )
 
 
 def write_cost(path: Path, cost: BuildCost, console: Console) -> None:

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cache_builder.build.costs import CostNote
+from cache_builder.build.costs import CostNote, speed
 
 
 class BuildProgress:
@@ -47,7 +47,5 @@ class BuildProgress:
             self.note.add(finished=error is None)
         if error is None:
             seconds = time.perf_counter() - self.started
-            self.console.print(
-                f"{self.name}: {self.done:,} positions in {seconds:.1f} s ({self.done / seconds:,.0f}/s)",
-                highlight=False,
-            )
+            said = f"{self.name}: {self.done:,} positions in {seconds:.1f} s ({self.done / seconds:,.0f}/s)"
+            self.console.print(said if self.note is None else f"{said}; {speed(self.note.cost)}", highlight=False)

@@ -81,7 +81,8 @@ class Actor:
         """Do some of a checkpoint's units; return how many positions they had, and the note of what it took."""
         worker = self._worker(sent)
         if self.note is None or self.note.cost.checkpoint != name:
-            self.note = CostNote(Path(), name, worker.manifest.fingerprint, self.part, Console(stderr=True))
+            cache, console = worker.manifest.fingerprint, Console(stderr=True)
+            self.note = CostNote(Path(), name, cache, self.part, console, worker.pace)
         writer = worker.writer(name)  # an actor that died may have committed a shard and not lived to say so
         there = [shard for shard in work.shards if writer.is_shard_done(shard)]
         left = work.without(there, probe_pass=False)

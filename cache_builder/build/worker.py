@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache_builder.build.pace import Pace, Watched
 from cache_builder.build.recheck import recheck
 from cache_builder.build.work_units import Work, probe_rows
 from cache_builder.cache.opening import open_probe
@@ -43,6 +44,10 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._backend: Backend | None = None
+        self.pace = Pace()
+        self.corpus = Watched(self.corpus, self.pace)
+        if self.held_out is not None:
+            self.held_out = Watched(self.held_out, self.pace)
 
     def load(self, name: str) -> Backend:
         """Bring a checkpoint to memory, in place of another, and return it.
@@ -85,10 +90,10 @@ class Worker:
                 targets = backend.targets(self.corpus, *span, options)
                 recheck(backend, self.corpus, targets, span, options, self.manifest.tokenizer.size)
                 if pending is not None:
-                    yield pending.result()
+                    yield self._written(pending)
                 pending = pool.submit(_commit, writer, shard, targets)
             if pending is not None:
-                yield pending.result()
+                yield self._written(pending)
         if work.probe_pass:
             self._run_probe_pass(writer, backend)
 
@@ -99,6 +104,11 @@ class Worker:
 
     def writer(self, name: str) -> CheckpointWriter:
         return CheckpointWriter(self.store, self.manifest, name)
+
+    def _written(self, pending: "Future[int]") -> int:
+        """Wait until a shard is committed, and return its number of positions."""
+        with self.pace.waiting():
+            return pending.result()
 
     def _run_probe_pass(self, writer: CheckpointWriter, backend: Backend) -> None:
         group = read_group(self.store, ProbeGroup, PROBE)

@@ -11,7 +11,6 @@ Loss of a sequence: the mean over its positions; loss of a step: the mean over i
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     get_scheduler,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -32,18 +30,17 @@ from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.data.batching import Batch
 from cache_builder.data.corpus import Corpus
-from cache_builder.data.deployment import Deployment
 from cache_builder.errors import TrainingError
-from cache_builder.memory import peak_memory_mib, reset_peak_memory
+from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
 from cache_builder.targets.divergences import DIVERGENCES
-from trainer.config import TrainingConfig
-from trainer.evaluation.selection import ValidationTasks
 from trainer.loop.callbacks import StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
+from trainer.loop.pace import Pace
 from trainer.loop.resume import ResumingTrainer
 from trainer.loop.sampler import StageSampler
+from trainer.loop.settings import LoopSettings, training_arguments
 from trainer.loop.stage_machine import StageMachine
 from trainer.loop.state import TrainState, save_state, unmark
 from trainer.loss.forward import Objective, attach_objective
@@ -51,28 +48,6 @@ from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
 
 BATCH_KEYS = ("input_ids", "attention_mask", "hidden_index_M", "label_M", "sequence_M")
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """What one run of the loop is."""
-
-    config: TrainingConfig
-    output_dir: Path
-    seed: int
-    stages: int
-    epochs_per_stage: int
-    save_at: frozenset[int] = frozenset()
-    """Steps after which a checkpoint is kept for good, as a teacher's are; else only the last two are kept."""
-    divergence: str = "forward_kl"
-    """A key of DIVERGENCES."""
-    parameter: float | None = None
-    """The divergence's, where it has one; TAID's is the t from which its rule moves it."""
-    temperature: float = 1.0
-    deployment: Deployment | None = None
-    """What is written beside every model that is saved; None where nobody is to use them."""
-    selection: ValidationTasks | None = None
-    """What chooses the best state; the held-out loss where it is None."""
 
 
 class SequenceTrainer(ResumingTrainer):
@@ -90,7 +65,7 @@ class SequenceTrainer(ResumingTrainer):
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in settings.config.other_arguments:
             raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
         attach_objective(model, len(tokenizer))
-        arguments = _arguments(settings)
+        arguments = training_arguments(settings)
         sequences = len(stream.position_offsets) - 1
         step_rows = settings.config.sequences_per_step
         self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
@@ -104,7 +79,7 @@ class SequenceTrainer(ResumingTrainer):
         lengths_tokens = np.diff(rows.corpus.token_offsets) if settings.config.length_grouped else None
         self.sampler = StageSampler(self.machine, stream, step_rows, lengths_tokens)
         self._sums: torch.Tensor | None = None
-        self._started = time.perf_counter()
+        self._started, self.pace = time.perf_counter(), Pace()
         super().__init__(
             model=model,
             args=arguments,
@@ -114,7 +89,7 @@ class SequenceTrainer(ResumingTrainer):
             callbacks=[
                 StageCallback(
                     self.machine,
-                    self.choose_teacher,
+                    self._choose_by_the_clock,
                     settings.config,
                     settings.save_at,
                     evaluates=validation is not None,
@@ -146,6 +121,10 @@ class SequenceTrainer(ResumingTrainer):
         """Decide who teaches a stage; called once per stage, at its first step."""
         return StageChoice(stage, stage * self.machine.steps_per_stage, None)
 
+    def _choose_by_the_clock(self, stage: int) -> StageChoice:
+        with self.pace.elsewhere():
+            return self.choose_teacher(stage)
+
     def run(self) -> TrainState:
         """Train, from the last whole checkpoint where there is one, and leave the result in last/ and best/."""
         checkpoint, saved = self.last_whole(self.settings.output_dir, self.machine.total_steps)
@@ -155,6 +134,7 @@ class SequenceTrainer(ResumingTrainer):
             restore_folder(self.settings.output_dir / "best")
         reset_peak_memory()
         self._started = time.perf_counter() - self.saved.seconds
+        self.pace.restart()
         self.train(resume_from_checkpoint=checkpoint)
         self.save_folder("last")
         if self.saved.best_step is None:
@@ -254,15 +234,20 @@ class SequenceTrainer(ResumingTrainer):
         sums = torch.stack([(output.divergence_M * share_M).sum(), (output.ce_M * share_M).sum()])
         weight = (divergence_weight_B.sum() / num_items_in_batch).to(sums.dtype)
         steps = torch.full_like(weight, sequences / num_items_in_batch)
-        self._add(torch.cat([sums, weight[None], steps[None]]).detach())
+        tokens = inputs["attention_mask"].sum().to(sums.dtype)
+        self._add(torch.cat([sums, torch.stack([weight, steps, tokens])]).detach())
         return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the loss was made of since the last entry, and to the very last one the peak of memory."""
+        """Add what the loss was made of since the last entry, how fast it went, and the peak of memory so far."""
+        logs = {**logs, **peaks_mib()}
         if "loss" in logs and self._sums is not None:
-            kl, ce, weight, steps = self.accelerator.reduce(self._sums, "sum").tolist()
+            kl, ce, weight, steps, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
             logs = {**logs, "ce": ce / steps, "divergence_weight": weight / steps}
+            logs["tokens_per_second"] = tokens / self.pace.seconds
+            logs["waiting_for_data"] = self.pace.waiting_seconds / self.pace.seconds
+            self.pace.restart()
             if self.machine.teacher is not None:
                 logs["kl"] = kl / steps
             if self.saved.taid is not None:
@@ -276,6 +261,10 @@ class SequenceTrainer(ResumingTrainer):
             logs["peak_memory_mib"] = self.saved.peak_memory_mib
         super().log(logs, start_time)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Take an optimizer step's batches as Trainer does, by the clock."""
+        return super().get_batch_samples(self.pace.awaited(epoch_iterator), num_batches, device)
+
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the best.
 
@@ -283,10 +272,11 @@ class SequenceTrainer(ResumingTrainer):
         """
         if self.validation is None:
             return {}
-        loss = float(self.corpus_losses(self.validation).sum()) / self.validation.n_positions
-        metric = self._metric()
-        if self.saved.note(self.state.global_step, loss, metric):
-            self.save_folder("best")
+        with self.pace.elsewhere():
+            loss = float(self.corpus_losses(self.validation).sum()) / self.validation.n_positions
+            metric = self._metric()
+            if self.saved.note(self.state.global_step, loss, metric):
+                self.save_folder("best")
         measured = {"eval_loss": loss} if metric is None else {"eval_loss": loss, "eval_metric": metric}
         self.log(measured)
         return measured
@@ -311,6 +301,10 @@ class SequenceTrainer(ResumingTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then mark the checkpoint as finished."""
+        with self.pace.elsewhere():
+            self._save_resumable(model, trial)
+
+    def _save_resumable(self, model: Any, trial: Any) -> None:
         folder = self.settings.output_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             unmark(folder)
@@ -329,35 +323,6 @@ class SequenceTrainer(ResumingTrainer):
         self._sums = sums if self._sums is None else self._sums + sums
         if self.saved.taid is not None:
             self.machine.step_divergence = self.machine.step_divergence + sums[0]
-
-
-def _arguments(settings: LoopSettings) -> TrainingArguments:
-    config = settings.config
-    return TrainingArguments(
-        output_dir=str(settings.output_dir),
-        seed=settings.seed,
-        num_train_epochs=settings.stages,
-        learning_rate=config.learning_rate,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        lr_scheduler_type=config.lr_scheduler_type,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        logging_steps=config.logging_steps,
-        report_to=config.report_to,
-        eval_strategy="no",
-        save_strategy="no",
-        save_total_limit=None if settings.save_at else 2,
-        remove_unused_columns=False,
-        logging_nan_inf_filter=False,
-        **{
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "use_cpu": not torch.accelerator.is_available(),  # else several processes would each train alone
-            **config.other_arguments,
-        },
-    )
 
 
 def _as_is(batch: Any) -> Any:

@@ -32,8 +32,9 @@ from cache_builder.targets.tensors import to_torch
 from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
+from trainer.loop.settings import LoopSettings
 from trainer.loop.state import drop_resume_state
-from trainer.loop.trainer import LoopSettings, SequenceTrainer
+from trainer.loop.trainer import SequenceTrainer
 from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method

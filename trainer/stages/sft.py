@@ -19,8 +19,9 @@ from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment, StudentSftConfig
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
+from trainer.loop.settings import LoopSettings
 from trainer.loop.state import drop_resume_state
-from trainer.loop.trainer import LoopSettings, SequenceTrainer
+from trainer.loop.trainer import SequenceTrainer
 from trainer.precision import for_training
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,29 @@ def test_every_builder_notes_its_positions_time_and_memory_outside_the_cache(
         assert sum(cost.positions for cost in ours) == cache.manifest.corpus.positions
         assert all(cost.finished and cost.seconds > 0 and cost.peak_memory_mib > 10 for cost in ours)
     assert not [path for path in files_of(tmp_path / "cache") if BUILD_FOLDER in path]
+
+
+def test_the_note_has_tokens_waiting_and_memory_of_its_own_checkpoint(
+    teaching: Teaching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading a sequence takes 5 ms here, so a known part of the time is waiting."""
+    read, slept = type(teaching.corpus).sequence, 0.005
+
+    def slow(self: Any, row: int) -> Any:
+        time.sleep(slept)
+        return read(self, row)
+
+    monkeypatch.setattr(type(teaching.corpus), "sequence", slow)
+    before = {cost.model_dump_json() for cost in read_costs(teaching.folder)[0]}
+    teaching.build(tmp_path / "cache")
+    costs = [cost for cost in read_costs(teaching.folder)[0] if cost.model_dump_json() not in before]
+    tokens, held_out = (int(corpus.token_offsets[-1]) for corpus in (teaching.corpus, teaching.held_out))
+    assert {cost.checkpoint for cost in costs} == {"step-1", "step-2"}
+    for cost in costs:
+        assert tokens + held_out <= cost.tokens < 3 * (tokens + held_out), "a shard's sample and the probe run twice"
+        assert len(teaching.corpus) * slept < cost.waiting_seconds < cost.seconds
+    said = " ".join(capsys.readouterr().err.split())
+    assert len(re.findall(r"[\d,]+ tokens/s, waiting for data [\d.]+%, peak memory [\d,]+ MiB", said)) == 2
 
 
 def test_a_killed_builder_leaves_the_note_of_what_it_had_done(tmp_path: Path) -> None:
@@ -99,7 +124,7 @@ def test_a_resumed_training_counts_what_was_done_before_it_was_stopped(
         with pytest.raises(Stop):
             distill(experiment, "td", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "td" / "seed-0"
-    path = max(folder.glob("checkpoint-*/progress.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    path = max(folder.glob("checkpoint-*/train_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     progress = json.loads(path.read_text())
     assert 0 < progress["seconds"] < 600 and progress["peak_memory_mib"] > 10
     path.write_text(json.dumps(progress | {"seconds": 1000.0, "peak_memory_mib": 1e9}))

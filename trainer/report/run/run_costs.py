@@ -32,6 +32,10 @@ class CheckpointCost(Record):
     peak_memory_mib: float
     """The largest of the builders' peaks."""
     devices: tuple[str, ...]
+    tokens: int = 0
+    """0 where they were not counted."""
+    waiting_seconds: float = 0.0
+    """Of all builders together, as `seconds`."""
 
 
 class Arm(Record):
@@ -131,6 +135,8 @@ def build_costs(notes: Sequence[BuildCost], cache: str, checkpoints: Sequence[st
                 unfinished=sum(not note.finished for note in ours),
                 positions=sum(note.positions for note in ours),
                 seconds=sum(note.seconds for note in ours),
+                tokens=sum(note.tokens for note in ours),
+                waiting_seconds=sum(note.waiting_seconds for note in ours),
                 peak_memory_mib=max(note.peak_memory_mib for note in ours),
                 devices=tuple(dict.fromkeys(note.device for note in ours)),
             )

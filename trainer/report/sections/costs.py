@@ -106,6 +106,8 @@ def _build_table(run: Run) -> DataTable:
                 seconds=sum(cost.seconds for cost in costs),
                 peak_memory_mib=max(cost.peak_memory_mib for cost in costs),
                 devices=tuple(dict.fromkeys(device for cost in costs for device in cost.devices)),
+                tokens=sum(cost.tokens for cost in costs),
+                waiting_seconds=sum(cost.waiting_seconds for cost in costs),
             )
         )
     rows: list[Record] = [
@@ -116,6 +118,8 @@ def _build_table(run: Run) -> DataTable:
             "positions captured": cost.positions,
             "seconds": cost.seconds,
             "positions per second": cost.positions / cost.seconds if cost.seconds else None,
+            "tokens per second": cost.tokens / cost.seconds if cost.tokens and cost.seconds else None,
+            "waiting for data, %": 100 * cost.waiting_seconds / cost.seconds if cost.tokens and cost.seconds else None,
             "peak memory, MiB": cost.peak_memory_mib,
             "device": ", ".join(cost.devices),
         }
