@@ -237,7 +237,7 @@ def load_experiment(schema: type[E_], path: str | Path, overrides: tuple[str, ..
         raise MissingError(f"config {path}: no such file")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
         raise ConfigError(f"config {path} is not valid TOML: {error}") from None
     return make_experiment(schema, values, overrides, f"config {path}")
 

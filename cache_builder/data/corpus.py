@@ -154,7 +154,10 @@ def store_sequences(sequences: Iterable[tuple[str, Encoded | None]], folder: Pat
             if encoded is None:
                 counts["dropped"] += 1
                 continue
-            sample_id = name.encode()
+            try:
+                sample_id = name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"the id {name!r} is no Unicode text; rename the example") from None
             key = hashlib.blake2b(sample_id, digest_size=12).digest()
             if key in seen_ids:
                 raise DataError(f"two examples have the id {name!r}; ids must be unique")

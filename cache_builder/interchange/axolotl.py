@@ -29,6 +29,7 @@ Alignment = Literal["next", "same"]
 PADDING = -1e4
 IGNORED = -100
 UNLIMITED = 1 << 30
+LARGEST = 1 << 63
 
 
 class AxolotlSource:
@@ -220,7 +221,7 @@ def _flat(
         raise DataError(f"{where}: `{field}`: expected {expected}, as the log-probabilities have, got {got}")
     try:
         return np.array([read(entry) for entry in chain.from_iterable(lists)])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wrong = next(entry for entry in chain.from_iterable(lists) if not _readable(entry, read))
         raise DataError(f"{where}: `{field}`: expected numbers, got {wrong!r}") from None
 
@@ -228,11 +229,11 @@ def _flat(
 def _number(entry: Any) -> float:
     if entry is not None and not isinstance(entry, (int, float)):
         raise TypeError
-    return -np.inf if entry is None else float(entry)
+    return -np.inf if entry is None else float(entry)  # OverflowError: an integer beyond every float
 
 
 def _integer(entry: Any) -> int:
-    if not isinstance(entry, int):
+    if not isinstance(entry, int) or abs(entry) >= LARGEST:
         raise TypeError
     return int(entry)
 
@@ -240,7 +241,7 @@ def _integer(entry: Any) -> int:
 def _readable(entry: Any, read: Callable[[Any], float | int]) -> bool:
     try:
         read(entry)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -248,14 +249,14 @@ def _readable(entry: Any, read: Callable[[Any], float | int]) -> bool:
 def _token_id(entry: Any, where: str) -> int:
     token = entry.get("token") if isinstance(entry, dict) else None
     digits = token.partition("token_id:")[2] if isinstance(token, str) else ""
-    if not digits.isdigit():
+    if not (digits.isdecimal() and digits.isascii() and len(digits) < 19):
         raise DataError(f'{where}: expected {{"token": "token_id:N", "logprob": x}}, got {entry!r}')
     return int(digits)
 
 
 def _integers(value: Any, field: str, where: str) -> np.ndarray:
-    if not isinstance(value, list) or not all(isinstance(entry, int) for entry in value):
-        raise DataError(f"{where}: `{field}`: expected a list of integers, got {_kind(value)}")
+    if not isinstance(value, list) or not all(_readable(entry, _integer) for entry in value):
+        raise DataError(f"{where}: `{field}`: expected a list of integers of 64 bits, got {_kind(value)}")
     return np.array(value, np.int64)
 
 

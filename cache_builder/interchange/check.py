@@ -113,7 +113,7 @@ def first_pass(
         result = stage_result(folder, inputs)
     if result is None:
         identity = {"tokenizer_fingerprint": inputs["tokenizer"], "template_fingerprint": UNKNOWN, "max_length": 0}
-        stored = store_sequences(_checked(source, reading), folder)
+        stored = store_sequences(checked(source, reading), folder)
         if not stored["counts"]["sequences"]:
             raise DataError(f"{source.files[0]}: none of {reading.rows:,} rows has a target; nothing to import")
         result = {**stored, **identity, "reading": asdict(reading)}
@@ -123,7 +123,8 @@ def first_pass(
     return Corpus(folder, result)
 
 
-def _checked(source: Source, reading: Reading) -> Iterator[tuple[str, Encoded]]:
+def checked(source: Source, reading: Reading) -> Iterator[tuple[str, Encoded]]:
+    """Yield (id, tokens) of every row that has a target, once its targets could be made."""
     rows = track(
         source.rows(),
         "checking rows",

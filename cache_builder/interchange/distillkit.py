@@ -98,9 +98,10 @@ class DistillKitSource:
         ]
 
     def _decode(self, packed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(self.codec, Codec):
-            return self.codec.ids(packed[1]), self.codec.values(packed[0])
-        return self.codec.ids(packed[0]), self.codec.values(packed[1], packed[2])
+        with np.errstate(all="ignore"):  # a number that is none is refused when targets are made, by row and token
+            if isinstance(self.codec, Codec):
+                return self.codec.ids(packed[1]), self.codec.values(packed[0])
+            return self.codec.ids(packed[0]), self.codec.values(packed[1], packed[2])
 
     def _learned(self, tokens: np.ndarray, columns: dict[str, Any], where: str) -> np.ndarray:
         learned = np.ones(len(tokens), np.bool_)

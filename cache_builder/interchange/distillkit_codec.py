@@ -27,6 +27,9 @@ from cache_builder.errors import ConfigError, MissingError
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 BYTES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 UNIT_ROUNDOFF: dict[str, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+MAX_CONFIG_BYTES, MAX_BRACKETS = 1 << 20, 500
+MAX_VALUES, MAX_VOCABULARY, MAX_DEGREE = 1 << 20, 1 << 30, 64
+"""Of any codec: a config may be anybody's, and what it says is allocated."""
 
 
 class _Codec(BaseModel):
@@ -38,17 +41,17 @@ class ResidualBin(_Codec):
 
     scale_dtype: Dtype
     element_bits: int = Field(ge=1, le=64)
-    num_elements: int = Field(ge=1)
+    num_elements: int = Field(ge=1, le=MAX_VALUES)
 
 
 class Codec(_Codec):
     """DistillKit's `logprob_compressor`, by its own names and defaults."""
 
-    d: int = Field(ge=2)
-    k: int = Field(ge=1)
-    exact_k: int = Field(ge=0)
+    d: int = Field(ge=2, le=MAX_VOCABULARY)
+    k: int = Field(ge=1, le=MAX_VALUES)
+    exact_k: int = Field(ge=0, le=MAX_VALUES)
     exact_dtype: Dtype = "float32"
-    polynomial_terms: list[Annotated[int, Field(ge=0)] | Literal["sqrt", "exp"]] | None = None
+    polynomial_terms: list[Annotated[int, Field(ge=0, le=MAX_DEGREE)] | Literal["sqrt", "exp"]] | None = None
     term_dtype: Dtype = "float32"
     residual_bins: list[ResidualBin]
     delta_encoding: bool = True
@@ -119,10 +122,10 @@ class Codec(_Codec):
 class LegacyCodec(_Codec):
     """DistillKit's `legacy_logit_compression`, by its own names and defaults."""
 
-    k: int = Field(ge=1)
-    exact_k: int = Field(ge=0)
-    polynomial_degree: int = Field(ge=0)
-    vocab_size: int = Field(ge=2)
+    k: int = Field(ge=1, le=MAX_VALUES)
+    exact_k: int = Field(ge=0, le=MAX_VALUES)
+    polynomial_degree: int = Field(ge=0, le=MAX_DEGREE)
+    vocab_size: int = Field(ge=2, le=MAX_VOCABULARY)
     invert_polynomial: bool = True
     with_sqrt_term: bool = False
     term_dtype: Dtype = "float32"
@@ -172,8 +175,13 @@ def load_codec(path: Path) -> Codec | LegacyCodec:
             "`--compression-config` the YAML file that they were captured with"
         )
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes, expected {MAX_CONFIG_BYTES:,} at most")
+        text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:  # PyYAML's time grows with their square
+            raise ValueError(f"more than {MAX_BRACKETS:,} brackets")
+        values: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     values = values.get("teacher", values) if isinstance(values, dict) else {}
     for key, schema in (("logprob_compressor", Codec), ("legacy_logit_compression", LegacyCodec)):

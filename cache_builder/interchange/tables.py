@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cache_builder.errors import DataError, MissingError
+from cache_builder.data.rows.lines import decode
+from cache_builder.errors import DataError, MissingError, first_line
 
 PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".json")
 BATCH_ROWS = 16
@@ -77,7 +78,7 @@ def read_columns(files: list[Path], needed: tuple[str, ...], wanted: tuple[str, 
             )
         columns = [name for name in (*needed, *wanted) if name in table.schema_arrow.names]
         row = 0
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+        for batch in _batches(table, path, columns):
             for at in range(batch.num_rows):
                 yield f"{path}, row {row}", {name: batch.column(name)[at] for name in columns}
                 row += 1
@@ -91,15 +92,17 @@ def read_objects(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for path in files:
         if path.suffix in PARQUET:
-            batches = _open(path).iter_batches(batch_size=BATCH_ROWS)
-            rows: Iterator[dict[str, Any]] = (row for batch in batches for row in batch.to_pylist())
+            rows: Iterator[dict[str, Any]] = (
+                row for batch in _batches(_open(path), path) for row in _plain(batch, path)
+            )
             for number, row in enumerate(rows):
                 yield f"{path}, row {number}", row
         else:
-            with path.open(encoding="utf-8") as file:
+            with path.open("rb") as file:
                 for number, line in enumerate(file):
                     if line.strip():
-                        yield f"{path}, row {number}", _object(line, f"{path}, row {number}")
+                        where = f"{path}, row {number}"
+                        yield where, _object(decode(line, where), where)
 
 
 def matrix(value: Any, field: str, where: str, width: int, dtype: str) -> np.ndarray:
@@ -108,9 +111,9 @@ def matrix(value: Any, field: str, where: str, width: int, dtype: str) -> np.nda
     Raises:
         DataError: it is null, a list within it has another length, or a number does not fit; the message names which.
     """
-    rows = value.values
+    rows = value.values if _is_list(value.type) else None
     if rows is None or not _is_list(rows.type):
-        raise DataError(f"{where}: `{field}`: expected a list of lists, got {value.type if rows is not None else None}")
+        raise DataError(f"{where}: `{field}`: expected a list of lists, got {value.type if value.is_valid else None}")
     widths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(widths != width)
     if len(wrong):
@@ -127,8 +130,9 @@ def vector(value: Any, field: str, where: str, dtype: str) -> np.ndarray:
     Raises:
         DataError: it is null, holds something else, or a number does not fit.
     """
-    if value.values is None:
-        raise DataError(f"{where}: `{field}`: expected a list of numbers, got none")
+    if not _is_list(value.type) or value.values is None:
+        got = value.type if value.is_valid else "none"
+        raise DataError(f"{where}: `{field}`: expected a list of numbers, got {got}")
     return _numbers(value.values, field, where, dtype)
 
 
@@ -148,7 +152,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected one JSON object per line, got {line[:40]!r}: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected one JSON object per line, got {type(row).__name__}")
@@ -158,8 +162,22 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: expected a Parquet file: {error}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a Parquet file: {first_line(error)}") from None
+
+
+def _batches(table: pq.ParquetFile, path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from table.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged, or holds what cannot be read: {first_line(error)}") from None
+
+
+def _plain(batch: pa.RecordBatch, path: Path) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is none, dates out of range
+        raise DataError(f"{path} holds a value that cannot be read: {first_line(error)}") from None
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

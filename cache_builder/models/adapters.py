@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from cache_builder.config import expand
-from cache_builder.errors import ModelError
+from cache_builder.errors import ModelError, first_line
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -37,7 +36,7 @@ class Adapter:
     @property
     def base_location(self) -> str:
         """Folder or hub id, with its revision, of the model that these adapters were trained on."""
-        base, revision = expand(self.config["base_model_name_or_path"]), self.config.get("revision")
+        base, revision = self.config["base_model_name_or_path"], self.config.get("revision")
         return f"{base}@{revision}" if revision and not Path(base).is_dir() else base
 
     @property
@@ -66,9 +65,19 @@ def adapter_at(name: str, revision: str | None) -> Adapter | None:
         found = find_adapter_config_file(name, revision=revision)
     if found is None:
         return None
-    config = json.loads(Path(found).read_text())
-    if not config.get("base_model_name_or_path"):
+    try:
+        config = json.loads(Path(found).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"adapters {name!r}: {ADAPTER_FILE} is not valid JSON: {first_line(error)}") from None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not base or not isinstance(base, str) or "\0" in base:
         raise ModelError(f"adapters {name!r}: {ADAPTER_FILE} names no base_model_name_or_path; write its folder there")
+    if "$" in base or base.startswith("~"):
+        # Adapters may be anybody's, and what a variable stands for would be looked up at the hub.
+        raise ModelError(
+            f"adapters {name!r}: {ADAPTER_FILE} names the base {base!r}, and variables in adapters are not expanded; "
+            "write its folder out there"
+        )
     return Adapter(name, revision, config)
 
 

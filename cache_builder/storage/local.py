@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cache_builder.storage.locks import LocalLocks
 
 
+_KERNEL = ("/proc/", "/sys/", "/dev/")
+
+
 class LocalStore:
     """A folder."""
 
@@ -30,6 +33,8 @@ class LocalStore:
         return str(self.folder / key)
 
     def read(self, key: str) -> bytes:
+        if (self.folder / key).is_symlink():
+            self._check_link(key)
         try:
             # Opening a pipe waits for whoever writes into it, and a device may never end.
             if not stat.S_ISREG((self.folder / key).stat().st_mode):
@@ -124,16 +129,22 @@ class LocalStore:
         return self._locks().exclusive()
 
     def _check_link(self, key: str) -> None:
-        """Refuse a link that a copy of the folder would not carry, or that may lead round in a circle."""
-        target = Path(os.path.realpath(self.folder / key))
+        """Refuse a link to a folder, which may lead round in a circle, and to what only looks like a file.
+
+        A link to a file may lead out of the folder, as those of the hub's snapshots do: what is read through it is
+        compared with a digest like any other file.
+        """
+        target = os.path.realpath(self.folder / key)
         try:
-            is_folder = stat.S_ISDIR((self.folder / key).stat().st_mode)
+            found = os.stat(target)
         except OSError:  # it leads to nothing, or to itself
             raise self._irregular(key) from None
-        if is_folder or not target.is_relative_to(os.path.realpath(self.folder)):
+        # What the kernel makes up is a regular file by its mode, and reading it may wait.
+        made_up = target.startswith(_KERNEL) or not found.st_size
+        if not stat.S_ISREG(found.st_mode) or made_up:
             raise CacheDamagedError(
-                f"{self.where(key)} is a link to {target}; a cache holds its own files: copy it with what its links "
-                "lead to (cp -rL), or `footsteps cache pull` it"
+                f"{self.where(key)} is a link to {target}, which is no plain file; a cache's links lead to files that "
+                "hold something: copy it with what its links lead to (cp -rL), or `footsteps cache pull` it"
             )
 
     def _irregular(self, key: str) -> CacheDamagedError:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from cache_builder.cache.info import describe
+from cache_builder.cache.reader import Cache
 from cache_builder.format.manifest import ATTRIBUTE, SEAL
 from cache_builder.format.zarr_shards import (
     ABSENT,
@@ -164,3 +166,32 @@ def bomb(n_bytes: int, *, says_so: bool) -> bytes:
     return head + b"".join(
         (size << 3 | 2 | (number == blocks - 1)).to_bytes(3, "little") + b"\0" for number, size in enumerate(sizes)
     )
+
+
+def everything(cache: Cache) -> list[Any]:
+    """Return all that the public interface gives."""
+    rows = range(len(cache.corpus))
+    said: list[Any] = [cache.corpus.sequences(rows), list(cache.corpus.sample_ids), cache.probe_rows, cache.probe_ids]
+    for name in cache.checkpoints:
+        said += [vars(cache.read(name, rows)), cache.losses(name), cache.probe_logp(name), cache.probe_log_tail(name)]
+        said += [cache.held_out(name), [len(targets) for targets in cache.shard_targets(name)]]
+    return [said, describe(cache)["checkpoints"], cache.begun]
+
+
+Craft = Callable[[Crafted], Any]
+
+
+def in_group(group: str, change: Callable[[dict[str, Any]], Any]) -> Craft:
+    return lambda crafted: crafted.json(group, change)
+
+
+def setting(group: str, path: str, value: Any) -> Craft:
+    """Return what sets one value of a group."""
+
+    def change(body: dict[str, Any]) -> None:
+        *above, last = path.split(".")
+        for key in above:
+            body = body[key]
+        body[last] = value
+
+    return in_group(group, change)

@@ -17,6 +17,7 @@ from rich.console import Console
 from cache_builder.atomic import write_json
 from cache_builder.cache.info import sampled_targets
 from cache_builder.cache.reader import Cache
+from cache_builder.cache.verify import check_corpus
 from cache_builder.capture.capture import probe_logp
 from cache_builder.capture.probe import run_probe
 from cache_builder.data.batching import Batch
@@ -41,6 +42,7 @@ from trainer.methods.requirements import check_method
 from trainer.methods.schedules import SCHEDULES, ProbeSums, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
+from trainer.processes import is_main_process
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result
@@ -247,6 +249,8 @@ def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> Non
     tokenizer = prepared.tokenizer
     cache.check_tokenizer(tokenizer_fingerprint(tokenizer), len(tokenizer))
     manifest = cache.manifest
+    if is_main_process():
+        _check_corpus_once(cache)
     if manifest.imported is not None:
         return
     for what, here, there in (
@@ -262,6 +266,17 @@ def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> Non
                 f"cache {cache.url} was built with {what} {there[:12]}…, this experiment has {here[:12]}…; "
                 "use the same settings or build another cache"
             )
+
+
+def _check_corpus_once(cache: Cache) -> None:
+    """Compare a cache's sequences with the fingerprint that it claims, once per process: it may be a stranger's."""
+    key = cache.url, cache.fingerprint
+    if key not in _corpora_checked:
+        check_corpus(cache)
+        _corpora_checked.add(key)
+
+
+_corpora_checked: set[tuple[str, str]] = set()
 
 
 def _start(experiment: Experiment) -> StudentConfig:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cache_builder.data.rows.lines import CsvRows, JsonLines, Row, decode
-from cache_builder.errors import DataError, MissingError
+from cache_builder.errors import DataError, MissingError, first_line
 
 BATCH_ROWS = 256
 """Rows of a Parquet file that are decoded together."""
@@ -116,9 +116,10 @@ class ParquetRows:
 
         try:
             self.file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: expected a Parquet file: {error}") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path}: expected a Parquet file: {first_line(error)}") from None
         self.path = path
+        self._unreadable = (pa.ArrowException, OSError, ValueError, OverflowError)
         self._next = 0
         self._batches: Iterator[Any] = iter(())
         self._start, self._rows = 0, list[Row]()
@@ -135,9 +136,14 @@ class ParquetRows:
             self._batches = self.file.iter_batches(batch_size=BATCH_ROWS)
             self._start, self._next, self._rows = 0, 0, []
         while index >= self._next:
-            batch = next(self._batches)
+            try:
+                batch = next(self._batches)
+                rows = batch.to_pylist() if index < self._next + batch.num_rows else []
+            except (*self._unreadable, StopIteration) as error:
+                self._next = 0
+                raise DataError(f"{self.path}, row {index}: the file is damaged: {first_line(error)}") from None
             self._start, self._next = self._next, self._next + batch.num_rows
-            self._rows = batch.to_pylist() if index < self._next else []
+            self._rows = rows
         return f"{self.path}, row {index}", without_none(self._rows[index - self._start])
 
 

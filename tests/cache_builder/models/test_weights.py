@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from cache_builder.config import ModelConfig
 from cache_builder.errors import ModelError
+from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import load_model, weights_fingerprint
 
 
@@ -126,3 +127,17 @@ def test_a_file_that_was_cut_off_is_refused(saved: Path) -> None:
         path.write_bytes(path.read_bytes()[:size])
         with pytest.raises(ModelError, match="a weights file is damaged"):
             load(saved)
+
+
+@pytest.mark.parametrize("base", ["$HOME/base", "${HF_TOKEN}/x", "~/base", "", None, 5, ["x"], "a\0b"])
+def test_adapters_name_their_base_without_variables(base: object, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(ModelError, match=r"adapter_config\.json names"):
+        adapter_at(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff", b"[]", b"null"])
+def test_adapters_whose_config_is_none_are_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        adapter_at(str(tmp_path), None)

@@ -1,6 +1,7 @@
 """The schedule of a real run against a plain float64 restatement of §5.2 and §5.1 from the models' own logits."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheMismatchError
+from tests.support.crafted import Crafted
 from tests.support.toys import load_toy, write_toy
 from trainer.config import Experiment
 from trainer.stages.distill import distill
@@ -120,3 +123,16 @@ def test_a_users_own_list_of_checkpoints_gives_the_same_cache_contents(
     assert len(other.checkpoints) == 3
     for name, same in zip(cache.checkpoints, other.checkpoints, strict=True):
         np.testing.assert_array_equal(cache.losses(name), other.losses(same))
+
+
+def test_a_cache_whose_tokens_are_not_those_of_the_corpus_that_it_claims_is_not_trained_on(
+    toy: Any, tmp_path: Path
+) -> None:
+    experiment, _, prepared = toy()
+    folder = Path(shutil.copytree((experiment.output_dir / "cache").resolve(), tmp_path / "crafted"))
+    crafted = Crafted(folder)
+    tokens = crafted.values("corpus", "tokens")
+    tokens[5] = (tokens[5] + 1) % 300
+    crafted.array("corpus", "tokens", tokens)
+    with pytest.raises(CacheMismatchError, match="not the cache of the corpus that it names"):
+        distill(experiment, "sft", 0, open_cache(str(folder)), prepared)
