@@ -256,7 +256,8 @@ def _token_id(entry: Any, where: str) -> int:
 
 def _integers(value: Any, field: str, where: str) -> np.ndarray:
     if not isinstance(value, list) or not all(_readable(entry, _integer) for entry in value):
-        raise DataError(f"{where}: `{field}`: expected a list of integers of 64 bits, got {_kind(value)}")
+        bits = " of 64 bits" if isinstance(value, list) else ""
+        raise DataError(f"{where}: `{field}`: expected a list of integers{bits}, got {_kind(value)}")
     return np.array(value, np.int64)
 
 
