@@ -1,11 +1,8 @@
-"""What a position costs on disk, what it keeps of the gradient, and how fast it is written and read.
+"""How fast targets are written and read, and the memory that it takes. What they cost and keep: tools/cache_curve.
 
-    python -m tools.bench_cache curve --texts FILE… | --teacher FOLDER
-                                                       bytes per position against gradient error, as a table and a plot
     python -m tools.bench_cache rates                  positions per second and core, written and read
     python -m tools.bench_cache memory                 peak memory, writing and reading 10⁴ … 10⁶ sequences
 
-curve   see tools/cache_curve.py
 rates   One thread, from a warm page cache; the limit is a numpy memmap of the same records. "shuffled" is the order
         in which training reads: chunks shuffled, then sequences within a window of chunks. "chunks alone" is what every
         data-parallel process does for all positions, "complete" what one process does for a whole checkpoint at its
@@ -24,8 +21,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-from tools.cache_curve import curve
 
 
 def rates(arguments: argparse.Namespace) -> None:
@@ -152,21 +147,10 @@ def _seconds(action: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("curve", curve), ("rates", rates), ("memory", memory), ("memory-child", memory_child)):
+    for name, function in (("rates", rates), ("memory", memory), ("memory-child", memory_child)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        if name == "curve":
-            command.add_argument("--teacher", type=Path, help="a trained model; its own samples are the text")
-            command.add_argument("--texts", type=Path, nargs="+", help="ShareGPT, JSON or text files to learn from")
-            command.add_argument("--vocabulary", type=int, default=8192)
-            command.add_argument("--steps", type=int, default=1500, help="training steps of the teacher")
-            command.add_argument("--fine-tune-steps", type=int, default=0, help="then on the measured sequences alone")
-            command.add_argument("--batch", type=int, default=32, help="sequences of a training step")
-            command.add_argument("--positions", type=int, default=33_000)
-            command.add_argument("--group", type=int, default=4096, help="positions of one gradient")
-            command.add_argument("--device", default="cpu")
-            command.add_argument("--out", type=Path, help="folder for cache_curve.csv and its plots")
-        elif name == "rates":
+        if name == "rates":
             command.add_argument("--sequences", type=int, default=25_000)
             command.add_argument("--window", type=int, default=256, help="chunks of a shuffle window")
             command.add_argument(

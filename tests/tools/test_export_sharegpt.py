@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from cache_builder.config import DataConfig
 from cache_builder.data.sources import turns
 from cache_builder.data.splits import load_splits
-from tools.cache_curve import texts_in
+from tools.cache_curve.texts import texts_in
 from tools.export_sharegpt import conversation, export, main
 
 
