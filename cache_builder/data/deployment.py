@@ -2,12 +2,14 @@
 
 folder/chat_template.jinja       the template that training rendered with; "plain" travels as its Jinja text
 folder/generation_config.json    eos_token_id: every token that ended a completion, and the tokenizer's eos
+                                 suppress_tokens: the ids of a head that has more rows than the tokenizer has tokens
 
 saved folder ──AutoTokenizer──▶ apply_chat_template(turns before an answer) = that answer's prompt in training
 """
 
 import copy
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,8 @@ class Deployment:
         settings.eos_token_id = list(dict.fromkeys([*self.stop_ids, *before]))
         if settings.pad_token_id is None:
             settings.pad_token_id = self.tokenizer.pad_token_id
+        if padded := padded_ids(folder, len(self.tokenizer)):
+            settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), *padded})
         settings.save_pretrained(folder)
         saved = hashlib.sha256()
         for name in TOKENIZER_FILES:
@@ -96,6 +100,17 @@ def make_deployment(
         travelling.chat_template = deployed_template(tokenizer, text.chat_template)
     prompts = [(example, *training_prompt(example, tokenizer, text.chat_template, text.train_on)) for example in chosen]
     return Deployment(travelling, stop_ids(corpus, tokenizer), prompts)
+
+
+def padded_ids(folder: Path, tokens: int) -> range:
+    """Return the ids of a saved model's head that no token has: no loss reads their rows, so nothing pushes them down.
+
+    A folder of adapters says nothing of its base's head.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size", tokens))
+    return range(tokens, max(tokens, rows))
 
 
 def stop_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> list[int]:

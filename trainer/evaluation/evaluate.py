@@ -138,7 +138,7 @@ def evaluate_model(
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "seconds": seconds,
         "tokens_per_second": sum(part.outputs.tokens for part in evaluated) / seconds if seconds else 0.0,
-        "ignored_generation_config": ignored_settings(model),
+        "ignored_generation_config": ignored_settings(model, len(tokenizer)),
         "tasks": {part.task.name: part.result(settings.bootstrap_samples) for part in evaluated},
     }
     folder = Path(output_dir) / "evaluate" / model_name
@@ -187,6 +187,8 @@ def answer_task(
         )
         parsed = [task.read(output, example) for output, example in zip(outputs.texts, examples, strict=True)]
         decoding |= {**GREEDY, "max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
+        if outputs.padded_mass is not None:
+            decoding["padded_mass"] = outputs.padded_mass
     prompts = [str(tokenizer.decode(ids)) for ids in outputs.prompts]
     return TaskOutputs(task, examples, prompts, outputs, parsed, gold, decoding)
 

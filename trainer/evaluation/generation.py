@@ -56,6 +56,8 @@ class Outputs:
     tokens: int
     """Tokens that it took, prompts not counted."""
     seconds: float
+    padded_mass: float | None = None
+    """Mean probability, at an answer's first token, of the head's rows that no token has; none of them is taken."""
 
 
 @torch.no_grad()  # not inference_mode: what a model keeps of a pass would be of no use to a training that goes on
@@ -76,34 +78,40 @@ def generate(
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad_id(tokenizer), **GREEDY
     )
-    known_only = LogitsProcessorList([_KnownTokens(len(tokenizer))])
+    masses: list[torch.Tensor] = []
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     texts, tokens, seconds = [""] * len(prompts), 0, 0.0
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
         input_ids, attention_mask = pad_left([prompts[row] for row in rows], pad_id(tokenizer))
+        known_only = _KnownTokens(len(tokenizer))
         began = time.perf_counter()
         with _no_generation_config(model):
             written: torch.Tensor = model.generate(  # type: ignore[operator]
                 input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=settings,
-                logits_processor=known_only,
+                logits_processor=LogitsProcessorList([known_only]),
             )[:, input_ids.shape[1] :].cpu()
         seconds += time.perf_counter() - began
+        if known_only.padded_mass_B is not None:
+            masses.append(known_only.padded_mass_B)
         for row, ids in zip(rows, written.tolist(), strict=True):
             length = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
             tokens += min(length + 1, len(ids))
             texts[row] = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
         advance(len(rows))
-    return Outputs(texts, [list(prompt) for prompt in prompts], tokens, seconds)
+    padded_mass = float(torch.cat(masses).mean()) if masses else None
+    return Outputs(texts, [list(prompt) for prompt in prompts], tokens, seconds, padded_mass)
 
 
-def ignored_settings(model: PreTrainedModel) -> dict[str, Any]:
+def ignored_settings(model: PreTrainedModel, vocab_size: int) -> dict[str, Any]:
     """Return what the model's generation config asks for in choosing tokens, none of which `generate` does."""
     if model.generation_config is None:
         return {}
     asked: dict[str, Any] = model.generation_config.to_diff_dict()
+    if asked.get("suppress_tokens") and min(asked["suppress_tokens"]) >= vocab_size:
+        del asked["suppress_tokens"]  # of rows that no token has, which `generate` leaves out as well
     return {name: value for name, value in asked.items() if name not in NO_CHOICE and GREEDY.get(name) != value}
 
 
@@ -152,8 +160,12 @@ class _KnownTokens(LogitsProcessor):
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.padded_mass_B: torch.Tensor | None = None
+        """Of the first step, where there are such rows."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.padded_mass_B is None and scores.shape[1] > self.vocab_size:
+            self.padded_mass_B = scores.float().softmax(-1)[:, self.vocab_size :].sum(-1)
         scores[:, self.vocab_size :] = -torch.inf
         return scores
 
