@@ -46,6 +46,10 @@ NO_CHOICE = {
 """Settings of a generation config that say nothing of which token is chosen."""
 
 
+ALONE = {"recurrent_gemma", "rwkv"}
+"""Families whose state takes in the padding in front of a shorter prompt: their rows are answered one by one."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a model wrote for some rows, in their order."""
@@ -79,6 +83,8 @@ def generate(
         max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad_id(tokenizer), **GREEDY
     )
     masses: list[torch.Tensor] = []
+    if model.config.model_type in ALONE:
+        batch_size = 1
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     texts, tokens, seconds = [""] * len(prompts), 0, 0.0
     for start in range(0, len(by_length), batch_size):

@@ -6,7 +6,7 @@ from trainer.report.parts import Figured, Section, absent, extended, first_per_n
 from trainer.report.plots import plots
 from trainer.report.plots.style import render
 from trainer.report.results import ResultTable, evaluations_of, mean_scores
-from trainer.report.run.records import Run
+from trainer.report.run.records import Evaluation, Run
 from trainer.report.subdomains import Subdomains, compare
 from trainer.report.tables import DataTable, Record
 
@@ -78,7 +78,7 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
                 "Sorted per-row differences of the task scores of student and teacher, per method",
                 "The same on the test set, in the task's own score (all tasks together): rows on which the student "
                 "scores higher than the teacher are blue, rows on which it scores lower are orange. A row's score is "
-                "its mean over seeds.",
+                "its mean over seeds; of metrics over all entities a row counts by its entities.",
             )
         )
         tables.append(
@@ -101,13 +101,16 @@ def _score_differences(run: Run, results: ResultTable) -> tuple[dict[str, tuple[
     for row in results.rows:
         if row.kind == "teacher":
             continue
-        ours_all, theirs_all = [], []
+        ours_all, theirs_all = [], []  # scores, a row each
         for task in results.tasks:
-            ours, theirs = mean_scores(evaluations_of(run, row.label), task), teacher.scores.get(task, {})
+            students = evaluations_of(run, row.label)
+            ours, theirs = mean_scores(students, task), teacher.scores.get(task, {})
             shared = [i for i in ours if i in theirs]
             if not shared:
                 continue
             ours_n, theirs_n = (100 * np.array([scores[i] for i in shared]) for scores in (ours, theirs))
+            weight_n = _weights([*students, teacher], task, shared)
+            ours_n, theirs_n = ours_n * weight_n, theirs_n * weight_n
             parts = compare(-ours_n, -theirs_n)
             rows.append(
                 {
@@ -127,6 +130,15 @@ def _score_differences(run: Run, results: ResultTable) -> tuple[dict[str, tuple[
             ours_n, theirs_n = np.concatenate(ours_all), np.concatenate(theirs_all)
             shown[row.label] = (ours_n - theirs_n, compare(-ours_n, -theirs_n))
     return shown, rows
+
+
+def _weights(evaluations: list[Evaluation], task: str, ids: list[str]) -> np.ndarray:
+    """Return how much each row counts, with a mean of 1: of metrics over all entities by its entities, else alike.
+
+    The mean of the evaluations' weights, because a row that both models have right must be on neither's side.
+    """
+    weights = np.array([[e.weights.get(task, {}).get(i, 1.0) for i in ids] for e in evaluations]).mean(0)
+    return weights / weights.mean() if weights.sum() else np.ones(len(ids))
 
 
 def _ahead(sides: dict[str, list[Subdomains]]) -> str:

@@ -17,8 +17,10 @@ from cache_builder.cache.reader import open_cache
 from tests.support.run_folder import CHECKPOINTS, SEQUENCES, make_run
 from trainer.losses_file import write_losses
 from trainer.report.page import write_report
+from trainer.report.results import result_table
 from trainer.report.run.run_reader import read_run
 from trainer.report.sections.costs import costs_section
+from trainer.report.sections.subdomains import subdomains_section
 from trainer.report.sections.weights import weights_section
 
 
@@ -106,3 +108,26 @@ def test_building_the_cache_has_its_time_and_memory_in_the_report(tmp_path: Path
     assert f"no note of the build of {CHECKPOINTS[3]}:" in lacking
     assert again.startswith(f"{CHECKPOINTS[1]}: {cache.n_positions + 63:,} positions were captured")
     assert f"The notes cover only a part of {CHECKPOINTS[2]}:" in partly
+
+
+def test_rows_of_entities_are_weighed_by_their_entities_where_student_and_teacher_are_compared(tmp_path: Path) -> None:
+    """Row 0 has nine entities, which the student has right; rows 1 to 9 one each, which the teacher has right."""
+    run_dir = make_run(tmp_path / "run", methods=("td",), seeds=(0,), tasks={"entities": "entity_f1"})
+    for model in ("teacher", "td/seed-0/best", "student_sft"):
+        rows = [
+            {
+                "id": f"test-{row}",
+                "task": "entities",
+                "score": float((row == 0) == (model == "td/seed-0/best")),
+                "weight": 18.0 if row == 0 else 2.0,
+            }
+            for row in range(10)
+        ]
+        path = run_dir / "evaluate" / model / "predictions.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(run_dir)
+    section = subdomains_section(run, result_table(run))
+    (table,) = [table for table in section.tables if table.name == "subdomains_score"]
+    (ours,) = [row for row in table.rows if row["student"] == "td"]
+    assert (ours["student ahead, share"], ours["teacher ahead, share"]) == (0.1, 0.9)
+    assert (ours["won, ×100"], ours["lost, ×100"], ours["margin, ×100"]) == pytest.approx((50.0, 50.0, 0.0))
