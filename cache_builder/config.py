@@ -19,7 +19,7 @@ from cache_builder.errors import ConfigError, MissingError
 from cache_builder.redaction import secrets_in
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["transformers"]
+EngineName = Literal["transformers", "hidden-states"]
 """What runs a teacher; each has a row in `capture/backend.py`."""
 
 
@@ -140,6 +140,15 @@ class TeacherConfig(ModelConfig):
     """Quantise checkpoints with bitsandbytes as they are read; folders that are quantised already need no option."""
     tensor_parallel: int = Field(1, ge=1)
     """While the cache is built: how many of torchrun's processes share one checkpoint's layers."""
+    engine: EngineName = "transformers"
+    """What runs the checkpoints while the cache is built: transformers, or another engine that has written, or is
+    writing, the last layer's hidden states (docs/engines.md)."""
+    hidden_states: str | None = None
+    """For the engine "hidden-states": the folder that they are written to; `$NAME` is replaced from the environment."""
+    hidden_states_wait: float = Field(0.0, ge=0)
+    """Seconds to wait for a file of theirs that is not there yet, where they are written while the cache is built."""
+    hidden_states_delete: bool = False
+    """Delete each file once what it gives is committed, where the disk cannot hold them all."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -149,6 +158,15 @@ class TeacherConfig(ModelConfig):
             raise ValueError("`quantization` works with `device_map`, not with `tensor_parallel`")
         if self.device_map is None and (self.max_memory or self.offload_folder):
             raise ValueError("`max_memory` and `offload_folder` belong to `device_map`, which is not given")
+        if (self.engine == "hidden-states") != (self.hidden_states is not None):
+            raise ValueError('`engine = "hidden-states"` and `hidden_states`, the folder, go together')
+        if self.hidden_states is None and (self.hidden_states_wait or self.hidden_states_delete):
+            raise ValueError("`hidden_states_wait` and `hidden_states_delete` belong to `hidden_states`")
+        if self.hidden_states and (self.device_map or self.quantization or self.tensor_parallel > 1):
+            raise ValueError(
+                "`device_map`, `quantization` and `tensor_parallel` say how transformers runs layers, of which "
+                '`engine = "hidden-states"` runs none'
+            )
         return self
 
     def as_trained(self) -> ModelConfig:
@@ -179,8 +197,6 @@ class CacheConfig(Section):
     """Positions of one shard: one file, one commit, one unit of work."""
     chunk_positions: int = Field(4096, ge=1)
     """Positions of one inner chunk: the least that is read."""
-    engine: EngineName = "transformers"
-    """What runs the teacher."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens, padding included, of one forward pass while building."""
     local_copy: str | None = None

@@ -25,6 +25,7 @@ from cache_builder.format.manifest import (
     read_group,
 )
 from cache_builder.format.records import quantise
+from cache_builder.positions import rows_between
 from cache_builder.sequences import NumberedSequences
 from cache_builder.storage.base import Store
 from cache_builder.targets.sparse import Targets
@@ -69,7 +70,7 @@ class Worker:
     def fix_probe(self, anchor: str) -> None:
         """Choose the probe's sequences, and their ids from what the anchor says."""
         backend, options = self.load(anchor), self.manifest.probe
-        rows = probe_rows(len(self.corpus), options.sequences, self.manifest.targets.seed)
+        rows = self._probe_rows()
         write_probe(self.store, backend.identity, rows, backend.probe_ids(self.corpus, rows, options.top_k))
 
     def build(self, name: str, work: Work) -> Iterator[int]:
@@ -83,17 +84,18 @@ class Worker:
         backend, writer = self.load(name), self.writer(name)
         with self.store.exclusive():
             writer.begin(backend.identity)
+        rows = _RowsDone(self.corpus.position_offsets, self._probe_rows() if work.probe_pass else None)
         with ThreadPoolExecutor(1) as pool:
-            pending: Future[int] | None = None
+            pending: Future[tuple[int, int]] | None = None
             for shard in work.shards:
                 span, options = writer.spec.span(shard), self.manifest.targets
                 targets = backend.targets(self.corpus, *span, options)
                 recheck(backend, self.corpus, targets, span, options, self.manifest.tokenizer.size)
                 if pending is not None:
-                    yield self._written(pending)
+                    yield self._committed(backend, rows, pending)
                 pending = pool.submit(_commit, writer, shard, targets)
             if pending is not None:
-                yield self._written(pending)
+                yield self._committed(backend, rows, pending)
         if work.probe_pass:
             self._run_probe_pass(writer, backend)
 
@@ -105,10 +107,15 @@ class Worker:
     def writer(self, name: str) -> CheckpointWriter:
         return CheckpointWriter(self.store, self.manifest, name)
 
-    def _written(self, pending: "Future[int]") -> int:
+    def _committed(self, backend: Backend, rows: "_RowsDone", pending: "Future[tuple[int, int]]") -> int:
         """Wait until a shard is committed, and return its number of positions."""
         with self.pace.waiting():
-            return pending.result()
+            start, end = pending.result()
+        backend.done_with(self.corpus, rows.after(start, end))
+        return end - start
+
+    def _probe_rows(self) -> np.ndarray:
+        return probe_rows(len(self.corpus), self.manifest.probe.sequences, self.manifest.targets.seed)
 
     def _run_probe_pass(self, writer: CheckpointWriter, backend: Backend) -> None:
         group = read_group(self.store, ProbeGroup, PROBE)
@@ -118,8 +125,31 @@ class Worker:
         code = quantise(logp, self.manifest.targets.logp_steps_per_nat)
         held_out_loss = backend.mean_loss(self.held_out) if self.held_out is not None else None
         writer.write_probe_pass(held_out_loss, code, log_tail)
+        backend.done_with(self.corpus, rows)
+        if self.held_out is not None:
+            backend.done_with(self.held_out, np.arange(len(self.held_out.position_offsets) - 1))
 
 
-def _commit(writer: CheckpointWriter, shard: int, targets: Targets) -> int:
+@dataclass
+class _RowsDone:
+    """Which rows are committed with all of their positions, as one shard after another is."""
+
+    position_offsets: np.ndarray
+    kept: np.ndarray | None
+    """Rows that will be asked for once more."""
+    start: int = -1
+    end: int = -1
+
+    def after(self, start: int, end: int) -> np.ndarray:
+        """Return the rows that committing [start, end) has finished; one that a shard's border cuts comes with both."""
+        if start != self.end:
+            self.start = start
+        offsets, self.end = self.position_offsets, end
+        rows = rows_between(offsets, start, end)
+        rows = rows[(offsets[rows] >= self.start) & (offsets[rows + 1] <= end)]
+        return rows if self.kept is None else np.setdiff1d(rows, self.kept)
+
+
+def _commit(writer: CheckpointWriter, shard: int, targets: Targets) -> tuple[int, int]:
     writer.write_shard(shard, targets)
-    return len(targets)
+    return writer.spec.span(shard)

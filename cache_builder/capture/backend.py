@@ -4,7 +4,7 @@
                                ├───── load(name, location) ─▶ Backend: targets, probe, losses of one checkpoint
                                └───── run_build(work)          with the processes that it needs around a build
 
-An engine is added by fulfilling the two protocols and naming it here and in the setting `cache.engine`; nothing in
+An engine is added by fulfilling the two protocols and naming it here and in the setting `teacher.engine`; nothing in
 `build` changes. Whatever it runs on, the same checkpoint must say the same of the same positions, whoever asks and in
 whatever order.
 """
@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from cache_builder.capture.hidden_states import HiddenStatesEngine
 from cache_builder.capture.teacher import TransformersEngine
 from cache_builder.config import CacheExperiment, EngineName
 from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
@@ -50,6 +51,9 @@ class Backend(Protocol):
     def mean_loss(self, corpus: NumberedSequences) -> float:
         """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
 
+    def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
+        """What these rows give is committed, and they will not be asked for again."""
+
     def release(self) -> None:
         """Give the memory back; the checkpoint says nothing any more."""
 
@@ -80,10 +84,11 @@ OpenEngine = Callable[[CacheExperiment, PreTrainedTokenizerBase], Engine]
 
 ENGINES: dict[EngineName, OpenEngine] = {
     "transformers": TransformersEngine,
+    "hidden-states": HiddenStatesEngine,
 }
-"""By the name that `cache.engine` gives."""
+"""By the name that `teacher.engine` gives."""
 
 
 def open_engine(experiment: CacheExperiment, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Return the engine that runs an experiment's teacher; nothing is loaded yet."""
-    return ENGINES[experiment.cache.engine](experiment, tokenizer)
+    return ENGINES[experiment.teacher.engine](experiment, tokenizer)

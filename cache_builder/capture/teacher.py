@@ -97,6 +97,9 @@ class Teacher:
         self.base.forget()
         return load(location)
 
+    def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
+        """Nothing is kept of rows."""
+
     def release(self) -> None:
         """Give the memory back, except a base that other adapters may need; this teacher says nothing any more."""
         self.base.take_out(self.model)

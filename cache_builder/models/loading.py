@@ -12,24 +12,32 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_builder.config import ModelConfig, TeacherConfig
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ConfigError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at, put_in
 from cache_builder.models.placement import loading_options
-from cache_builder.models.weights import check_loaded, has_weights
+from cache_builder.models.weights import check_loaded, has_weights, in_a_layer
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
 
 
-def load_model(config: ModelConfig, seed: int, location: str | None = None, **parallel: Any) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig,
+    seed: int,
+    location: str | None = None,
+    *,
+    without_layers: PreTrainedConfig | None = None,
+    **parallel: Any,
+) -> PreTrainedModel:
     """Load a causal LM in eval mode; a folder without weights is initialised from `seed`.
 
     `location` replaces `config.model`, to load another state of the same model; of adapters, the base is loaded with
     them. `parallel` goes to `from_pretrained`, in place of the config's `device_map` and `quantization`.
+    `without_layers` is the model's own config with no layers, to read only what comes before and after them.
 
     Raises:
         MissingError: there is no such model.
@@ -39,6 +47,11 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
     location = location or config.model
     name, revision = resolve(location)
     adapter = adapter_at(name, revision)
+    if without_layers is not None and (adapter is not None or not (Path(name).is_dir() and has_weights(Path(name)))):
+        raise ModelError(
+            f"model {location!r}: expected a folder with all of a model's weights, as what comes after its layers is "
+            "read from it; merge adapters into their base, or download the model first"
+        )
     if adapter is not None:
         model = load_model(config, seed, adapter.base_location, **parallel)
         put_in(model, adapter)
@@ -63,6 +76,8 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             "ignore_mismatched_sizes": True,  # they are refused below, by name
             **(parallel or loading_options(config, name, revision)),
         }
+        if without_layers is not None:
+            options["config"] = without_layers
         default_dtype = torch.get_default_dtype()
         try:
             model, info = cast(
@@ -70,6 +85,8 @@ def load_model(config: ModelConfig, seed: int, location: str | None = None, **pa
             )
         finally:  # transformers leaves the model's own behind where it raises half-way
             torch.set_default_dtype(default_dtype)
+        if without_layers is not None:
+            info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not in_a_layer(key)}
         check_loaded(location, info)
         return model.eval()
     except OSError as error:

@@ -37,6 +37,11 @@ def has_weights(folder: Path) -> bool:
     return False
 
 
+def in_a_layer(key: str) -> bool:
+    """Say whether a tensor belongs to one of a model's layers, by the number in its name."""
+    return any(part.isdigit() for part in key.split("."))
+
+
 def check_loaded(location: str, info: dict[str, Any]) -> None:
     """Refuse what transformers has loaded, by its loading info, unless every tensor came from the checkpoint.
 

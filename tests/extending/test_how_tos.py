@@ -128,13 +128,16 @@ from pathlib import Path
 from cache_builder.build.build import build_cache
 from cache_builder.cache.reader import open_cache
 from cache_builder.capture.table import write_table
+from cache_builder.config import CacheExperiment
 
 SEQUENCES = 20
 
 def test_it_says_what_transformers_says_of_the_same_weights(teaching, built, tmp_path):
     corpora = teaching.corpus, teaching.held_out
     tables = [(name, write_table(Path(model), tmp_path / name, corpora, 300)) for name, model in teaching.checkpoints]
-    experiment = teaching.experiment(tmp_path / "cache", engine="table")
+    values = teaching.experiment(tmp_path / "cache").model_dump()
+    values["teacher"]["engine"] = "table"
+    experiment = CacheExperiment.model_validate(values)
     assert build_cache(experiment, teaching.corpus, teaching.tokenizer, tables, teaching.held_out)
     ours, theirs = open_cache(str(tmp_path / "cache")), open_cache(str(built))
     for name, _ in tables:

@@ -17,6 +17,7 @@ from rich.console import Console
 from cache_builder.build.costs import BUILD_FOLDER, CostNote, read_costs
 from cache_builder.build.progress import BuildProgress
 from cache_builder.cache.reader import open_cache
+from cache_builder.steps import read_record, write_record
 from tests.support.caches import Teaching, files_of
 from tests.support.interruption import Stop, stop_at
 from trainer.stages.distill import distill
@@ -125,9 +126,9 @@ def test_a_resumed_training_counts_what_was_done_before_it_was_stopped(
             distill(experiment, "td", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "td" / "seed-0"
     path = max(folder.glob("checkpoint-*/train_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    progress = json.loads(path.read_text())
+    progress = read_record(path)
     assert 0 < progress["seconds"] < 600 and progress["peak_memory_mib"] > 10
-    path.write_text(json.dumps(progress | {"seconds": 1000.0, "peak_memory_mib": 1e9}))
+    write_record(path, progress | {"seconds": 1000.0, "peak_memory_mib": 1e9})
     distill(experiment, "td", 0, cache, prepared)
     last = next(entry for entry in json.loads((folder / "log.json").read_text()) if "train_runtime" in entry)
     assert 1000 < last["train_runtime"] < 1600 and last["peak_memory_mib"] == 1e9
