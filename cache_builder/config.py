@@ -106,7 +106,7 @@ class TextConfig(Section):
 class TokenizerConfig(Section):
     path: str | None = None
     """Folder or hub id `owner/name[@revision]`; the teacher's folder unless given."""
-    train_vocab_size: int | None = Field(None, ge=300)
+    train_vocab_size: int | None = Field(None, ge=300, le=1 << 21)
     """Train a byte-level BPE of this size on the training text instead of loading one."""
 
     @model_validator(mode="after")
@@ -266,6 +266,8 @@ def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[s
     """
     for override in overrides:
         _apply_override(values, override)
+    if (where := _nul_in(values)) is not None:
+        raise ConfigError(f"{what}: {where} holds a NUL character, which no path and no text may; take it out")
     for where in secrets_in(values):
         raise ConfigError(
             f"{what}: {where} holds a secret, which config.toml in the run folder would keep; put it into an "
@@ -295,6 +297,15 @@ def expand(path: str) -> str:
     if "$" in expanded:
         raise ConfigError(f"path {path!r} names an environment variable that is not set; set it or write the path out")
     return expanded
+
+
+def _nul_in(value: Any, path: str = "") -> str | None:
+    """Return the path of a text that holds a NUL, if any does."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (_nul_in(each, f"{path}.{name}" if path else str(name)) for name, each in pairs)
+    if isinstance(value, str) and "\0" in value:
+        return path
+    return next((found for found in inside if found is not None), None)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

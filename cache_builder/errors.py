@@ -3,6 +3,9 @@
 The command line prints it without a traceback and exits with 2; anything else is a bug and keeps its traceback.
 """
 
+import errno
+import re
+
 
 class UserError(Exception):
     """Base of every error that the user can fix, and not the program."""
@@ -56,6 +59,35 @@ class TrainingError(UserError, RuntimeError):
     """Training cannot go on: a non-finite loss, or an option that the method cannot honour."""
 
 
-def first_line(error: Exception) -> str:
+MENDABLE = {
+    **{errno.ENOSPC: "free some space", errno.EDQUOT: "free some space"},
+    **{errno.EACCES: "get the right to it", errno.EPERM: "get the right to it", errno.EROFS: "choose another place"},
+    **{errno.ENOTDIR: "choose a folder", errno.EISDIR: "choose a file", errno.EEXIST: "choose another place"},
+    **{errno.ENAMETOOLONG: "choose a shorter name", errno.ELOOP: "mend the link"},
+}
+"""What of the system's refusals a user can mend, and how."""
+_FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|PytorchStreamWriter failed writing")
+"""How libraries say that the disk is full, where they swallow the number."""
+
+
+def system_message(error: BaseException) -> str | None:
+    """Say what the system refused and how to go on; None where the error is another one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in MENDABLE:
+            where = f"{seen.filename}: " if seen.filename is not None else ""
+            return f"{where}{seen.strerror}; {MENDABLE[seen.errno]} and give the same command again to continue"
+        if _FULL.search(str(seen)):
+            return f"{first_line(seen)}; free some space and give the same command again to continue"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal: what is no character of a line, or would command the terminal, is written out."""
+    return "".join(each if each in "\n\t" or each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

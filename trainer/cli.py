@@ -4,7 +4,9 @@ A user's mistake is one message and exit code 2; a bug keeps its traceback. What
 that `--help` does not wait for torch.
 """
 
+import io
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,14 +15,14 @@ from rich.console import Console
 
 from cache_builder.cli.cache import cache as cache_commands
 from cache_builder.cli.options import takes_config
-from cache_builder.errors import ConfigError, UserError
+from cache_builder.errors import ConfigError, UserError, printable, system_message
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
 
-console = Console(quiet=not is_main_process())
+console = Console(quiet=not is_main_process(), markup=False)
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps transformers' bars and warnings out of ours; read when it is imported, which most commands need not do."""
@@ -53,12 +55,17 @@ class Commands(click.Group):
                 raise
             command = f"footsteps {context.invoked_subcommand}"
             refuse(context, f'{command} needs {error.name}, which is not installed; pip install "footsteps[train]"')
+        except Exception as error:
+            message = system_message(error)
+            if message is None:
+                raise
+            refuse(context, message)
 
 
 def refuse(context: click.Context, message: str) -> NoReturn:
     """Print what the user can mend and exit with 2."""
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(message, err=True)
+    click.echo(printable(message), err=True)
     context.exit(2)
 
 
@@ -78,6 +85,9 @@ def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":
 def main(context: click.Context) -> None:
     """Distil a fine-tuned teacher into a smaller student, without the teacher in memory."""
     context.obj = experiment_schema
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding cannot write is written out
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -133,7 +133,7 @@ def teacher_checkpoints(experiment: CacheExperiment) -> list[tuple[str, str]]:
                 f"{listing}: the teacher has no checkpoints yet; run `footsteps sft CONFIG teacher` first, "
                 "or list folders in teacher.checkpoints"
             )
-        entries = json.loads(listing.read_text())["checkpoints"]
+        entries = json.loads(listing.read_bytes())["checkpoints"]
         found = [(entry["name"], _beside(folder, entry["path"])) for entry in entries]
     listed = [name for name, _ in found]
     twice = sorted({name for name in listed if listed.count(name) > 1})
@@ -165,7 +165,7 @@ class Build:
             raise MissingError(f"--checkpoint {self.only!r}: there is none of that name; there are: {known}")
         self.selected = [name for name in self.locations if self.only in (None, name)]
         self.writers = {name: CheckpointWriter(self.store, self.manifest, name) for name in self.selected}
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)
 
     def run(self, scheduler: OpenScheduler) -> bool:
         """Do this part's work; say whether every checkpoint is complete now."""

@@ -16,7 +16,7 @@ class BuildProgress:
         self.console, self.name, self.positions, self.note = console, name, positions, note
         self.done = 0
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("positions"),

@@ -78,12 +78,12 @@ def audit(
     table.add_column("value", justify="right")
     for label, value in result.rows():
         table.add_row(label, value)
-    Console().print(table)
+    Console(markup=False).print(table)
     result.require_agreement()
 
 
 def _print_info(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, width=max(Console().width, MIN_TABLE_WIDTH))
+    console = Console(markup=False, highlight=False, width=max(Console().width, MIN_TABLE_WIDTH))
     console.print(
         f"{facts['url']}: format {facts['version']}, {facts['sequences']:,} sequences, "
         f"{facts['positions']:,} positions, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}",

@@ -46,6 +46,10 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise MissingError(f"tokenizer {location!r} could not be loaded: {first_line(error)}") from error
+    except Exception as error:  # tokenizers raises nothing more special for a damaged tokenizer.json
+        raise ModelError(
+            f"tokenizer {location!r} cannot be read: {type(error).__name__}: {first_line(error)}; get its files anew"
+        ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {location!r} has no fast version (tokenizer.json); convert it first")
     if tokenizer.pad_token_id is None:

@@ -25,6 +25,13 @@ CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
 
 
+_UNREADABLE = (
+    *(KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError, RecursionError),
+    *(AssertionError, OverflowError, MemoryError),
+)
+"""What transformers raises at a config that says what no model has."""
+
+
 def load_model(
     config: ModelConfig,
     seed: int,
@@ -102,6 +109,11 @@ def load_model(
             f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
             f"larger one (teacher.device_map, quantization, tensor_parallel): {first_line(error)}"
         ) from error
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"model {location!r} cannot be loaded, its config.json or a weights file holds what transformers does not "
+            f"expect: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _refuse_ways_of_loading(config: ModelConfig, location: str) -> None:
@@ -158,6 +170,8 @@ def weights_fingerprint(location: str, seed: int) -> str:
     if adapter is not None:
         changed_by_saving += ["base_model_name_or_path", "revision", "peft_version"]
     config_file = next((name for name in CONFIG_FILES if (folder / name).is_file()), CONFIG_FILES[0])
+    if not (folder / config_file).is_file():
+        raise MissingError(f"model {location!r}: its folder has no {config_file}; save the model there first")
     stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in [folder / config_file, *files])
     digest = _digest(stamps, tuple(changed_by_saving), "" if files else str(seed))
     if adapter is None:
@@ -166,12 +180,22 @@ def weights_fingerprint(location: str, seed: int) -> str:
     return hashlib.sha256(f"footsteps adapters 1 {digest} {base}".encode()).hexdigest()
 
 
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
 @cache
 def _digest(stamps: tuple[tuple[Path, int, int], ...], leave_out: tuple[str, ...], seed: str) -> str:
     """Return the SHA-256 of a config (less some keys), its weights' files, and `seed`; sizes and times are the key."""
     digest = hashlib.sha256(b"footsteps weights 1")
     (config_path, _, _), *weights = stamps
-    model_config = json.loads(config_path.read_text())
+    model_config = _config_of(config_path)
     for key in leave_out:
         model_config.pop(key, None)
     digest.update(json.dumps(model_config, sort_keys=True).encode())

@@ -48,6 +48,35 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def only_one_in(folder: Path, what: str) -> Iterator[None]:
+    """Be the only process that does `what` in a folder until the block ends; makes the folder.
+
+    Raises:
+        CacheBusyError: another process does it; the message names it.
+    """
+    path = folder / ".busy"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode("utf-8", "replace").strip() or "another process"
+            os.close(descriptor)
+            raise CacheBusyError(f"{folder}: {holder} is {what} now; wait for it or stop it") from None
+        if _is_still_at(path, descriptor):
+            break
+        os.close(descriptor)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, holder_name((0, 1)).partition(", part")[0].encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def lock_file(descriptor: int, path: Path, flags: int = fcntl.LOCK_EX) -> None:
     """Take a lock on an open file; closing it, and dying, gives the lock back.
 
@@ -157,7 +186,7 @@ def _holder_of(path: Path) -> str | None:
     try:
         lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     else:
         path.unlink(missing_ok=True)
         return None

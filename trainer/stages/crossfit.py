@@ -126,7 +126,7 @@ def _judge(
     """Judge each half's models on the other half's rows."""
     names = ("student",) if role == "student" else cache.checkpoints
     losses_folder = _losses_file(experiment, role, names[0]).parent
-    trained = [(folder / STARTED_FILE).read_text() for folder in folders]
+    trained = [(folder / STARTED_FILE).read_text(encoding="utf-8") for folder in folders]
     if stage_result(losses_folder, {"cache": cache.fingerprint, "trained": trained}) is None:
         model_config: ModelConfig = experiment.student if role == "student" else experiment.teacher
         batch_tokens = getattr(experiment.sft, role).eval_batch_tokens

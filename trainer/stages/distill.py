@@ -7,6 +7,7 @@ distill/<method>/seed-<s>/   best/ last/ (models)   plan.json   log.json   losse
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result
+from cache_builder.storage.locks import only_one_in
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
 from cache_builder.targets.tensors import to_torch
@@ -157,7 +159,7 @@ class DistillTrainer(SequenceTrainer):
 
     def _warn(self, message: str) -> None:
         if self.is_world_process_zero():
-            Console(stderr=True).print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, prepared: Prepared) -> Path:
@@ -189,55 +191,56 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "student_losses": float(losses.student_N.sum()) if losses is not None else None,
         "selection": chosen_by.describe() if chosen_by else None,
     }
-    if stage_result(folder, inputs) is not None:
-        return folder
+    with only_one_in(folder, "training this student") if is_main_process() else nullcontext():
+        if stage_result(folder, inputs) is not None:
+            return folder
 
-    model = load_student(start, seed)
-    check_vocabulary(model, tokenizer, start.model)
-    trainer = DistillTrainer(
-        method=method,
-        cache=cache,
-        best=best,
-        experiment=experiment,
-        model=model,
-        tokenizer=prepared.deployment.tokenizer,
-        rows=CachedRows(cache, tokenizer.pad_token_id, weigher(method, config, losses, len(cache.corpus))),
-        validation=prepared.validation,
-        settings=LoopSettings(
-            config=config,
-            output_dir=folder,
-            seed=seed,
-            stages=len(cache.checkpoints),
-            epochs_per_stage=config.epochs_per_stage,
-            **divergence_settings(method, config),
-            temperature=config.temperature,
-            deployment=prepared.deployment,
-            selection=chosen_by,
-        ),
-        stream=RowStream(
-            cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
-        ),
-    )
-    saved = trainer.run()
-    final_losses = trainer.corpus_losses(cache.corpus)
-    if trainer.is_world_process_zero():
-        write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
-        plan = {
-            "method": method.name,
-            "seed": seed,
-            "checkpoints": list(cache.checkpoints),
-            "best": best,
-            "metric": config.schedule_metric,
-            "selected_by": config.select_by if prepared.validation else None,
-            "steps_per_stage": trainer.machine.steps_per_stage,
-            "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
-        }
-        write_json(folder / "plan.json", plan)
-        merge_saved(folder, start, seed, prepared.deployment.finish)
-        drop_resume_state(folder, trainer.settings.save_at)
-        finish_stage(folder, training_result(trainer.machine.total_steps, saved))
-    trainer.accelerator.wait_for_everyone()
-    return folder
+        model = load_student(start, seed)
+        check_vocabulary(model, tokenizer, start.model)
+        trainer = DistillTrainer(
+            method=method,
+            cache=cache,
+            best=best,
+            experiment=experiment,
+            model=model,
+            tokenizer=prepared.deployment.tokenizer,
+            rows=CachedRows(cache, tokenizer.pad_token_id, weigher(method, config, losses, len(cache.corpus))),
+            validation=prepared.validation,
+            settings=LoopSettings(
+                config=config,
+                output_dir=folder,
+                seed=seed,
+                stages=len(cache.checkpoints),
+                epochs_per_stage=config.epochs_per_stage,
+                **divergence_settings(method, config),
+                temperature=config.temperature,
+                deployment=prepared.deployment,
+                selection=chosen_by,
+            ),
+            stream=RowStream(
+                cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed
+            ),
+        )
+        saved = trainer.run()
+        final_losses = trainer.corpus_losses(cache.corpus)
+        if trainer.is_world_process_zero():
+            write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
+            plan = {
+                "method": method.name,
+                "seed": seed,
+                "checkpoints": list(cache.checkpoints),
+                "best": best,
+                "metric": config.schedule_metric,
+                "selected_by": config.select_by if prepared.validation else None,
+                "steps_per_stage": trainer.machine.steps_per_stage,
+                "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
+            }
+            write_json(folder / "plan.json", plan)
+            merge_saved(folder, start, seed, prepared.deployment.finish)
+            drop_resume_state(folder, trainer.settings.save_at)
+            finish_stage(folder, training_result(trainer.machine.total_steps, saved))
+        trainer.accelerator.wait_for_everyone()
+        return folder
 
 
 def check_cache(cache: Cache, prepared: Prepared, experiment: Experiment) -> None:

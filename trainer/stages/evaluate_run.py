@@ -82,7 +82,7 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
             "text": experiment.text.model_dump(),
         }
         done = folder / "inputs.json"
-        if not (done.is_file() and json.loads(done.read_text()) == inputs):
+        if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs):
             done.unlink(missing_ok=True)
             if weights in known:  # the best student is often the last one
                 _copy(experiment, known[weights], one)
@@ -110,7 +110,7 @@ def _copy(experiment: Experiment, name: str, one: RunModel) -> None:
     source, folder = (experiment.output_dir / "evaluate" / each for each in (name, one.name))
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "predictions.jsonl", folder / "predictions.jsonl")
-    metrics = json.loads((source / "metrics.json").read_text())
+    metrics = json.loads((source / "metrics.json").read_text(encoding="utf-8"))
     names = {"model": one.name, "method": one.method, "seed": one.seed, "which": one.which}
     write_json(folder / "metrics.json", {**metrics, **names})
 

@@ -1,0 +1,163 @@
+"""What happens every day ends in one message and exit code 2: full disks, wrong folders, odd names, two at once."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cache_builder import atomic
+from cache_builder.errors import CacheBusyError, printable
+from cache_builder.storage.locks import only_one_in
+from tests.support.paths import ROOT
+from tests.support.run_folder import make_run
+from tests.support.toys import write_toy
+from trainer.cli import main
+from trainer.stages.distill import distill
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, *said: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    for each in said:
+        assert each in result.stderr
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("accidents"))
+
+
+def a_file(folder: Path) -> str:
+    (folder / "run").write_text("")
+    return f"run.output_dir='{folder / 'run'}'"
+
+
+def below_a_file(folder: Path) -> str:
+    (folder / "run").write_text("")
+    return f"run.output_dir='{folder / 'run' / 'deeper'}'"
+
+
+def an_empty_model(folder: Path) -> str:
+    (folder / "empty").mkdir()
+    return f"student.model='{folder / 'empty'}'"
+
+
+def no_json(folder: Path) -> str:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{")
+    return f"student.model='{folder / 'model'}'"
+
+
+ACCIDENTS: dict[str, tuple[Callable[[Path], str], str]] = {
+    "output_dir is a file": (a_file, "run"),
+    "output_dir lies below a file": (below_a_file, "run"),
+    "a name that is too long": (lambda folder: f"run.output_dir='{folder / ('x' * 300)}'", "File name too long"),
+    "an empty model folder": (an_empty_model, "empty"),
+    "a config.json that is none": (no_json, "config.json"),
+    "a template that raises": (lambda folder: "text.chat_template='{{ 1 // 0 }}'", "template"),
+    "a template that is none": (lambda folder: "text.chat_template='{% if %}'", "template"),
+    "a NUL in a path": (lambda folder: 'run.output_dir="a\\u0000b"', "run.output_dir holds a NUL"),
+    "a vocabulary of billions": (lambda folder: "tokenizer.train_vocab_size=4_000_000_000", "train_vocab_size"),
+}
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_an_accident_is_one_message(accident: str, config: Path, tmp_path: Path) -> None:
+    setting, said = ACCIDENTS[accident]
+    override = setting(tmp_path)
+    elsewhere = [] if "output_dir" in override else ["--set", f"run.output_dir='{tmp_path / 'out'}'"]
+    assert_refused(call("sft", config, "student", *elsewhere, "--set", override), said)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("sft", errno.ENOSPC),
+        ("sft", errno.EACCES),
+        ("sft", errno.EROFS),
+        ("sft", errno.EDQUOT),
+        ("report", errno.ENOSPC),
+    ],
+)
+def test_a_disk_that_is_full_or_may_not_be_written_is_one_message(
+    command: str, number: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command == "report":
+        make_run(tmp_path / "run")
+
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    arguments = ["report", tmp_path / "run"]
+    if command == "sft":
+        arguments = ["sft", config, "student", "--set", f"run.output_dir='{tmp_path / 'out'}'"]
+    assert_refused(call(*arguments), os.strerror(number), "give the same command again to continue")
+    assert not [path for path in tmp_path.rglob("*.part") if path.is_file()]
+
+
+def test_a_closed_stdout_is_no_traceback() -> None:
+    script = "import sys; from trainer.cli import main; sys.argv = ['footsteps', 'config']; main()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said
+
+
+def test_two_distillations_of_one_student_are_not_at_work_at_once(toy: Any) -> None:
+    experiment, cache, prepared = toy()
+    folder = experiment.output_dir / "distill" / "sft" / "seed-0"
+    with (
+        only_one_in(folder, "training this student"),
+        pytest.raises(CacheBusyError, match=rf"seed-0: .*process {os.getpid()}.* is training this student now"),
+    ):
+        distill(experiment, "sft", 0, cache, prepared)
+    assert [path.name for path in folder.iterdir()] == []
+    with only_one_in(folder, "training this student"):
+        pass
+
+
+def test_names_are_shown_as_they_are_and_command_no_terminal(tmp_path: Path) -> None:
+    names = ("[v2] run", "[/x]", "[bold]x[/bold]", "a\x1b[2Jb", "=1+1", "*_#`<b>")
+    run = tmp_path / "[v2] [bold]"
+    make_run(run, tasks=dict.fromkeys(names, "accuracy"))
+    result = call("report", run)
+    assert result.exit_code == 0, result.output
+    assert "[v2] [bold]" in result.output.replace("\n", "") and "\x1b" not in result.output
+    for name in names:
+        below = name.replace("/", "")
+        assert_refused(call("report", tmp_path / below / "nothing"), printable(below))
+
+
+def test_half_a_character_and_control_characters_are_written_out() -> None:
+    assert printable("né [v2]\n\tタ") == "né [v2]\n\tタ"
+    assert printable("a\x1b[2J\ud800\x07\x9b\u202e") == "a\\x1b[2J\\ud800\\x07\\x9b\\u202e"
+
+
+def test_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """Twice, as what the first writes the second reads; any use of the locale's encoding is an error."""
+    make_run(tmp_path / "run", tasks={"タスク é": "accuracy"})
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHONUTF8"))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONWARNDEFAULTENCODING": "1"}
+    script = "import sys; from trainer.cli import main; sys.argv[0] = 'footsteps'; main()"
+    command = [sys.executable, "-W", "error::EncodingWarning:cache_builder", "-W", "error::EncodingWarning:trainer"]
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, "-c", script, "report", str(tmp_path / "run")], cwd=ROOT, env=environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    tables = [json.loads(path.read_bytes()) for path in (tmp_path / "run" / "report").rglob("*.json")]
+    assert "タスク é" in json.dumps(tables, ensure_ascii=False)
