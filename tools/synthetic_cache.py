@@ -16,7 +16,6 @@ import numpy as np
 
 from cache_builder.cache.writer import CheckpointWriter, create_cache, write_order, write_probe
 from cache_builder.format.manifest import (
-    BlockOptions,
     CheckpointIdentity,
     CorpusIdentity,
     Layout,
@@ -25,6 +24,7 @@ from cache_builder.format.manifest import (
     TargetOptions,
     TokenizerIdentity,
 )
+from cache_builder.format.options import BlockOptions
 from cache_builder.format.records import quantise
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore

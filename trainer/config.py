@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, Section, TeacherConfig
+from cache_builder.targets.divergences import DIVERGENCES
+from cache_builder.targets.tail import SAMPLED, Kept, TailSetting, choose_tail
 from trainer.evaluation.tasks import EvaluateConfig, TaskConfig
 from trainer.methods.methods import get_method
 from trainer.processes import process_count
@@ -195,6 +197,11 @@ class DistillConfig(TrainingConfig):
     """TAID's t at the first step."""
     jsd_beta: float = Field(0.5, gt=0, lt=1)
     """β of jsd: near 0 it leans to forward KL, near 1 to reverse KL."""
+    tail: TailSetting = "auto"
+    """What stands for the teacher's tail: one outcome ("bucket"), one a block ("blocks"), the stored draws ("samples"),
+    a mixture of outcomes and draws ("mixed", "adaptive"), or the best that the cache keeps ("auto")."""
+    tail_lambda: float = Field(0.5, ge=0, le=1)
+    """λ of `tail = "mixed"`: the draws' share."""
     window_chunks: int = Field(256, ge=1)
     """Chunks of the cache whose rows are shuffled together and kept in memory."""
 
@@ -207,6 +214,21 @@ class DistillConfig(TrainingConfig):
                 raise ValueError(f"{field} has duplicates: {values}")
         return self
 
+    @model_validator(mode="after")
+    def _draws_serve_every_method(self) -> Self:
+        unserved = [name for name in self.methods if get_method(name).divergence and not self.takes_samples(name)]
+        if self.tail in SAMPLED and unserved:
+            raise ValueError(
+                f'tail = "{self.tail}" is for forward KL at temperature 1, which {", ".join(unserved)} at temperature '
+                f'{self.temperature:g} is not; leave these methods out, or use tail = "auto"'
+            )
+        return self
+
+    def takes_samples(self, method: str) -> bool:
+        """Say whether draws from the tail may stand for it in a method's divergence: forward KL at temperature 1."""
+        divergence = get_method(method).divergence
+        return divergence is not None and DIVERGENCES[divergence].samples and self.temperature == 1.0
+
 
 class Experiment(CacheExperiment):
     """One TOML file."""
@@ -217,3 +239,15 @@ class Experiment(CacheExperiment):
     distill: DistillConfig = DistillConfig()
     tasks: dict[str, TaskConfig] = Field({})
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _tail_is_kept(self) -> Self:
+        kept = Kept(samples=self.cache.tail_samples, blocks=self.cache.tail_blocks)
+        try:
+            choose_tail(self.distill.tail, kept, takes_samples=True)
+        except ValueError as error:
+            raise ValueError(
+                f"distill.tail: {error}; set cache.tail_samples or cache.tail_blocks (they have {kept.samples} and "
+                f'{kept.blocks}) as the cache has them, or use tail = "auto"'
+            ) from None
+        return self

@@ -1,13 +1,14 @@
 """Is what the cache says what the model says? A checkpoint runs again on sampled sequences, in full.
 
     live p over the vocabulary ─┬─▶ KL(p ‖ cached) on the cached support and its tail: rounding, or another model
-    cached p̂ = S + tail/m each ─┴─▶ a student q: its loss Σ −p̂ log q against Σ −p log q, and its head's gradient
+    cached p̂ = S + tail ────────┴─▶ a student q: its loss Σ −p̂ log q against Σ −p log q, and its head's gradient
                                     Σ (q − p̂) hᵀ against Σ (q − p) hᵀ: what support and tail samples miss
 
 The student is another checkpoint of the teacher (the oldest, or the base model): a real model that differs from it.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from cache_builder.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models.lm_head import hidden_states_at, project
 from cache_builder.models.loading import weights_fingerprint
-from cache_builder.targets.outcomes import bucket_kl
+from cache_builder.targets.outcomes import adaptive_weight, bucket_kl
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tail import Kept, Tail, choose_tail
 from cache_builder.targets.tensors import to_torch
 
 AGREEMENT_NATS = 5e-3
@@ -162,13 +164,30 @@ def _support_kl(logp_CV: Tensor, targets: Targets, chunk: slice) -> Tensor:
     return bucket_kl(live_CK, live_tail_C, cached_CK, targets.log_tail[chunk])
 
 
-def dense_target(targets: Targets, chunk: slice, logq_CV: Tensor) -> Tensor:
-    """Return what a student is trained towards, [C, V]: without samples, its own tail scaled to the tail's mass."""
-    ids_CK, tail_C1 = targets.ids[chunk], targets.log_tail[chunk, None].exp()
-    samples_CS = targets.samples[chunk]
-    if samples_CS.shape[1]:
-        dense_CV = torch.zeros_like(logq_CV)
-        dense_CV.scatter_add_(1, samples_CS, (tail_C1 / samples_CS.shape[1]).expand(samples_CS.shape))
-    else:
-        dense_CV = logq_CV.scatter(1, ids_CK, -torch.inf).softmax(1) * tail_C1
-    return dense_CV.scatter_add_(1, ids_CK, targets.logp[chunk].exp())
+def dense_target(targets: Targets, chunk: slice, logq_CV: Tensor, tail: Tail | None = None) -> Tensor:
+    """Return what a student is trained towards by forward KL, [C, V]; `tail` is what a cache's default is unless given.
+
+    Of outcomes of the tail: the student's own distribution within each, scaled to the teacher's mass.
+    """
+    targets = targets[chunk]
+    kept = Kept(samples=targets.samples.shape[1], blocks=targets.log_blocks.shape[1])
+    tail = tail or choose_tail("auto", kept, takes_samples=True)
+    mass_C1, samples_CS = targets.log_tail[:, None].exp(), targets.samples
+    inside_CV = torch.zeros_like(logq_CV)  # of the tail, 1 in all
+    if tail.sample_weight != 1:
+        edges = targets.edges if tail.by_block else (0, logq_CV.shape[1])
+        log_mass_CG = targets.log_blocks if tail.by_block else targets.log_tail[:, None]
+        share_CG = (log_mass_CG - targets.log_tail[:, None]).exp().nan_to_num(0.0)
+        outside_CV = logq_CV.scatter(1, targets.ids, -torch.inf)
+        for block, (start, end) in enumerate(pairwise(edges)):
+            within_Cv = outside_CV[:, start:end].softmax(1).nan_to_num(0.0)
+            inside_CV[:, start:end] = within_Cv * share_CG[:, block, None]
+    if tail.takes_samples:
+        weight_C1: Tensor | float = tail.sample_weight or 0.0
+        if tail.sample_weight is None:
+            squares = targets.log_collision[:, 0].exp(), inside_CV.square().sum(1)
+            weight_C1 = adaptive_weight(squares[0], inside_CV.gather(1, samples_CS), squares[1])[:, None]
+        inside_CV *= 1 - weight_C1
+        each = (weight_C1 * torch.ones_like(mass_C1) / samples_CS.shape[1]).expand(samples_CS.shape)
+        inside_CV.scatter_add_(1, samples_CS, each)
+    return (inside_CV * mass_C1).scatter_add_(1, targets.ids, targets.logp.exp())

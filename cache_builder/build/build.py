@@ -38,7 +38,6 @@ from cache_builder.format.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     PROBE,
-    BlockOptions,
     CheckpointGroup,
     CorpusIdentity,
     Layout,
@@ -49,6 +48,7 @@ from cache_builder.format.manifest import (
     checkpoint_key,
     read_group,
 )
+from cache_builder.format.options import BlockOptions
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
 from cache_builder.targets.blocks import block_edges

@@ -16,8 +16,6 @@ import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -27,6 +25,7 @@ from pydantic import (
 )
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.options import MAX_COUNT, Entry, Layout, ProbeOptions, TargetOptions, without_absent
 from cache_builder.storage.base import Reads
 from cache_builder.targets.blocks import check_edges
 
@@ -37,7 +36,6 @@ IMPORTED_VERSION: Literal[2] = 2
 """What an import writes: version 1 with `imported` in its manifest."""
 BLOCKS_VERSION: Literal[3] = 3
 """What a build writes that keeps the tail's mass by blocks: version 1 with `targets.blocks` in its manifest."""
-MAX_BLOCKS = 1024
 ROOT = "zarr.json"
 CORPUS, PROBE, CHECKPOINTS = "corpus", "probe", "checkpoints"
 ARRIVING = "arriving.part"
@@ -45,20 +43,11 @@ ARRIVING = "arriving.part"
 BESIDE = ("README.md", ".gitattributes")
 """What may lie beside a cache: the card of a shared one, and what the Hub adds."""
 ATTRIBUTE, SEAL = "footsteps", "footsteps_sha256"
-MAX_COUNT = 2**62
-"""Above any count; sums and products of two, as offsets, stay exact."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
 
 
 Loss = Annotated[float, Field(ge=-0.01)]
 """Nats per position; below zero by rounding at most."""
-
-
-class Entry(BaseModel):
-    """Base of everything that is stored as JSON: strict, immutable, no unknown fields."""
-
-    # A NaN is no loss: compared with others it would win or lose by the order of the comparison.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TokenizerIdentity(Entry):
@@ -75,56 +64,6 @@ class CorpusIdentity(Entry):
     sequences: int = Field(ge=1, lt=MAX_COUNT)
     tokens: int = Field(ge=1, lt=MAX_COUNT)
     positions: int = Field(ge=1, lt=MAX_COUNT)
-
-
-class BlockOptions(Entry):
-    """How the tail's mass is kept by blocks of ids."""
-
-    edges: list[int] = Field(min_length=2, max_length=MAX_BLOCKS + 1)
-    """Where the vocabulary is cut: from 0 to its size, rising."""
-    steps_per_nat: int = Field(ge=1, lt=MAX_COUNT)
-    """A block's share of the tail is rounded to this part of a nat."""
-
-
-class TargetOptions(Entry):
-    """The options that change what is stored of a distribution."""
-
-    top_k: int = Field(ge=1, lt=MAX_COUNT)
-    top_p: float = Field(gt=0, le=1)
-    tail_samples: int = Field(ge=0, lt=MAX_COUNT)
-    logp_steps_per_nat: int = Field(ge=1, lt=MAX_COUNT)
-    seed: int = Field(ge=0)
-    blocks: BlockOptions | None = None
-    """Absent from a manifest of version 1 or 2."""
-
-    @property
-    def edges(self) -> tuple[int, ...]:
-        """The edges of the tail's blocks; none where only its whole mass is kept."""
-        return tuple(self.blocks.edges) if self.blocks else ()
-
-    @model_serializer(mode="wrap")
-    def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_absent(handler(self), "blocks")
-
-
-class ProbeOptions(Entry):
-    """How many sequences are compared, and on how many ids per position."""
-
-    sequences: int = Field(ge=1, lt=MAX_COUNT)
-    top_k: int = Field(ge=1, lt=MAX_COUNT)
-
-
-class Layout(Entry):
-    """How positions are cut into files and chunks."""
-
-    shard_positions: int = Field(ge=1, lt=MAX_COUNT)
-    chunk_positions: int = Field(ge=1, lt=MAX_COUNT)
-
-    @model_validator(mode="after")
-    def _whole_chunks(self) -> Self:
-        if self.shard_positions % self.chunk_positions:
-            raise ValueError("`shard_positions` is no multiple of `chunk_positions`")
-        return self
 
 
 class Imported(Entry):
@@ -168,17 +107,12 @@ class Manifest(Entry):
 
     @model_serializer(mode="wrap")
     def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_absent(handler(self), "imported")
+        return without_absent(handler(self), "imported")
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all the above; files about a cache quote it."""
         return hashlib.sha256(_canonical(self.model_dump(mode="json"))).hexdigest()
-
-
-def _without_absent(values: dict[str, Any], field: str) -> dict[str, Any]:
-    """Leave a field out where it is None, so that older versions keep their bytes."""
-    return {key: value for key, value in values.items() if key != field or value is not None}
 
 
 class LedgerEntry(Entry):

@@ -30,6 +30,16 @@ def bucket_kl(logp_a_MK: Tensor, log_tail_a_M: Tensor, logp_b_MK: Tensor, log_ta
     return kl(outcomes(logp_a_MK, log_tail_a_M[:, None]), outcomes(logp_b_MK, log_tail_b_M[:, None]))
 
 
+def adaptive_weight(p_square_M: Tensor, f_at_samples_MS: Tensor, f_square_M: Tensor) -> Tensor:
+    """Return λ = B / (B + V/S) [M]: the bias of a target f within the tail against the variance of S draws from it.
+
+    B = ‖p‖² − 2 p·f + ‖f‖², of which the draws estimate p·f as f's mean over them; V = 1 − ‖p‖². Zero where B is.
+    """
+    bias_M = (p_square_M - 2 * f_at_samples_MS.mean(1) + f_square_M).clamp(min=0.0)
+    variance_M = (1 - p_square_M).clamp(min=0.0) / f_at_samples_MS.shape[1]
+    return torch.where(bias_M > 0, bias_M / (bias_M + variance_M), 0.0)
+
+
 def retained_mass_at_least(logp_MK: Tensor, log_tail_M: Tensor, vocab_size: int, temperature: float) -> Tensor:
     """Bound from below [M] the mass that the support would hold if the whole distribution were tempered; T ≥ 1.
 

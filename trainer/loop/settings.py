@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from cache_builder.data.deployment import Deployment
+from cache_builder.targets.tail import Tail
 from trainer.config import TrainingConfig
 from trainer.evaluation.selection import ValidationTasks
 
@@ -27,6 +28,8 @@ class LoopSettings:
     parameter: float | None = None
     """The divergence's, where it has one; TAID's is the t from which its rule moves it."""
     temperature: float = 1.0
+    tail: Tail | None = None
+    """What stands for the teacher's tail."""
     deployment: Deployment | None = None
     """What is written beside every model that is saved; None where nobody is to use them."""
     selection: ValidationTasks | None = None

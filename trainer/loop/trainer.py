@@ -223,6 +223,7 @@ class SequenceTrainer(ResumingTrainer):
                 divergence=self.settings.divergence,
                 parameter=self.saved.taid.t if self.saved.taid else self.settings.parameter,
                 temperature=self.settings.temperature,
+                tail=self.settings.tail,
             ),
         )
         if not torch.isfinite(output.loss):
@@ -235,14 +236,15 @@ class SequenceTrainer(ResumingTrainer):
         weight = (divergence_weight_B.sum() / num_items_in_batch).to(sums.dtype)
         steps = torch.full_like(weight, sequences / num_items_in_batch)
         tokens = inputs["attention_mask"].sum().to(sums.dtype)
-        self._add(torch.cat([sums, torch.stack([weight, steps, tokens])]).detach())
+        sample_weight = (output.sample_weight_M * share_M).sum()
+        self._add(torch.cat([sums, torch.stack([weight, steps, tokens, sample_weight])]).detach())
         return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the loss was made of since the last entry, how fast it went, and the peak of memory so far."""
         logs = {**logs, **peaks_mib()}
         if "loss" in logs and self._sums is not None:
-            kl, ce, weight, steps, tokens = self.accelerator.reduce(self._sums, "sum").tolist()
+            kl, ce, weight, steps, tokens, sample_weight = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums = None
             logs = {**logs, "ce": ce / steps, "divergence_weight": weight / steps}
             logs["tokens_per_second"] = tokens / self.pace.seconds
@@ -250,6 +252,8 @@ class SequenceTrainer(ResumingTrainer):
             self.pace.restart()
             if self.machine.teacher is not None:
                 logs["kl"] = kl / steps
+                if self.settings.tail is not None and self.settings.tail.sample_weight is None:
+                    logs["tail_lambda"] = sample_weight / steps
             if self.saved.taid is not None:
                 logs["taid_t"] = self.saved.taid.t
         if "train_runtime" in logs:

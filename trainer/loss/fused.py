@@ -34,7 +34,7 @@ from cache_builder.targets.outcomes import outcomes, temper
 from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tail import Kept, Tail, choose_tail
 from cache_builder.targets.tensors import nothing
-from trainer.loss.sampled import adaptive_weight, sampled_kl
+from trainer.loss.sampled import sample_weight, sampled_kl
 
 
 class LossOutput(NamedTuple):
@@ -256,7 +256,7 @@ def _to_gradient(
         logq_samples_CS = z_samples_CS - top_C[:, None] - log_sum_C[:, None]
         if kind.tail.sample_weight is None:
             norm_CG = torch.stack([torch.linalg.vector_norm(block, dim=1) for block in blocks], dim=1) / sum_CG
-            sample_weight_C = adaptive_weight(
+            sample_weight_C = sample_weight(
                 targets, logp_CO[:, slots:], u_CO[:, slots:], logq_samples_CS, norm_CG, edges
             )
         divergence_C, grad_CO, share_C = sampled_kl(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cache_builder.targets.divergences import forward_kl
+from cache_builder.targets.outcomes import adaptive_weight
 from cache_builder.targets.sparse import Targets
 
 
@@ -30,7 +31,7 @@ def sampled_kl(
     return value_C.lerp(sampled_C, sample_weight_C), grad_CO, sample_weight_C * share_C
 
 
-def adaptive_weight(
+def sample_weight(
     targets: Targets[Tensor],
     logp_CG: Tensor,
     logq_CG: Tensor,
@@ -38,18 +39,10 @@ def adaptive_weight(
     norm_CG: Tensor,
     edges: tuple[int, ...],
 ) -> Tensor:
-    """Return λ = B / (B + V/S) [C]: the bias of the outcomes' target against the variance of the samples'.
-
-    f(v) = P_g/P · q(v | g) is the outcomes' target within the tail, and B = ‖p‖² − 2 p·f + ‖f‖², of which the samples
-    estimate p·f as f's mean over them. `norm_CG` is ‖q(· | g)‖₂.
-    """
-    log_tail_C1 = targets.log_tail[:, None]
-    log_share_CG = logp_CG - log_tail_C1
+    """Return the λ [C] of the outcomes' target within the tail, f(v) = P_g/P · q(v | g); `norm_CG` is ‖q(· | g)‖₂."""
+    log_share_CG = logp_CG - targets.log_tail[:, None]
     block_CS = torch.bucketize(targets.samples.contiguous(), targets.samples.new_tensor(edges[1:]), right=True)
     f_CS = (logq_samples_CS + (log_share_CG - logq_CG).gather(1, block_CS)).exp()
     f_square_C = (log_share_CG.exp() * norm_CG).square().nansum(1)  # an empty block's norm is 0 / 0
-    p_square_C = targets.log_collision[:, 0].exp()
-    bias_C = (p_square_C - 2 * f_CS.mean(1) + f_square_C).clamp(min=0.0)
-    variance_C = (1 - p_square_C).clamp(min=0.0) / targets.samples.shape[1]
-    known_C = (log_tail_C1[:, 0] > -torch.inf) & (bias_C > 0)
-    return torch.where(known_C, bias_C / (bias_C + variance_C), 0.0)
+    weight_C = adaptive_weight(targets.log_collision[:, 0].exp(), f_CS, f_square_C)
+    return torch.where(targets.log_tail > -torch.inf, weight_C, 0.0)

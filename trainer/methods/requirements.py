@@ -1,4 +1,4 @@
-"""What a method may use of an imported cache, which has one checkpoint and lacks what its source did not say.
+"""What a method may use of a cache: of any, what it keeps of the tail; of an imported one, what its source did say.
 
 td, cd, sft             always; without a tail, forward KL is the usual one on the renormalised top k
 rkl, taid, jsd          where the tail is known: both compare the student's mass there with the teacher's
@@ -12,9 +12,33 @@ import numpy as np
 from cache_builder.cache.reader import Cache
 from cache_builder.errors import CacheMismatchError
 from cache_builder.targets.divergences import DIVERGENCES
+from cache_builder.targets.tail import Kept, Tail, TailSetting, choose_tail
 from trainer.methods.methods import Method
 from trainer.methods.schedules import SCHEDULES
 from trainer.methods.weighting import WEIGHTINGS
+
+
+def kept_by(cache: Cache) -> Kept:
+    """Return what a cache keeps of a tail beside its mass."""
+    options = cache.manifest.targets
+    return Kept(samples=options.tail_samples, blocks=max(len(options.edges) - 1, 0))
+
+
+def tail_of(cache: Cache, method: str, setting: TailSetting, takes_samples: bool, mixed_weight: float) -> Tail:
+    """Return what stands for the tail in a method's divergence.
+
+    Raises:
+        CacheMismatchError: the cache does not keep what the setting needs, or the method cannot use it.
+    """
+    kept = kept_by(cache)
+    try:
+        return choose_tail(setting, kept, takes_samples, mixed_weight)
+    except ValueError as error:
+        raise CacheMismatchError(
+            f"cache {cache.url} keeps {kept.samples} tail samples and {kept.blocks} blocks of the tail, so `{method}` "
+            f'cannot be trained with distill.tail = "{setting}": {error}; use "auto", or build a cache with '
+            "cache.tail_samples or cache.tail_blocks"
+        ) from None
 
 
 def check_method(cache: Cache, method: Method, aw_source: str) -> None:

@@ -14,7 +14,8 @@ from cache_builder.capture.backend import open_engine
 from cache_builder.capture.teacher import Teacher
 from cache_builder.config import CacheExperiment
 from cache_builder.errors import CacheDamagedError, ModelError
-from cache_builder.format.manifest import BlockOptions, TargetOptions
+from cache_builder.format.manifest import TargetOptions
+from cache_builder.format.options import BlockOptions
 from cache_builder.sequences import NumberedSequences
 from cache_builder.targets.sparse import Targets
 from tests.support.caches import Teaching, files_of

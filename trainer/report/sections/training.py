@@ -12,6 +12,7 @@ TRAINING_QUANTITIES = {
     "grad_norm": "gradient norm, no unit",
     "divergence_weight": "mean weight w, no unit",
     "taid_t": "TAID's t, no unit",
+    "tail_lambda": "the draws' share of the tail, λ, no unit",
     "kl": "divergence, nats",
     "ce": "cross-entropy, nats",
 }
