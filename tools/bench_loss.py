@@ -3,6 +3,8 @@
 sft              the stock step: model(labels=…), full logits, autograd                           the yardstick
 distil           ours: targets of 16 + 8 tokens, forward KL and CE, gradients written in the forward
 distil reverse   ours with reverse KL (the tail as one outcome)
+distil G blocks  ours with the tail by G blocks of ids in place of the samples, for each of --blocks (0: one bucket)
+distil adaptive  ours with a mixture of the largest G of blocks and the samples, weighed at each position
 distil compiled  ours with the layers under torch.compile (with --compiled; so also the stock step, sft compiled)
 dense KL         log_softmax over the vocabulary against a dense teacher that costs nothing
 checkpointed     the sparse KL by autograd, chunks of 512 recomputed by torch.utils.checkpoint
@@ -22,7 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import hidden_states_at
+from cache_builder.targets.blocks import block_edges
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tail import Tail
 from tools.measuring import Measured, make_model, measure, parameters, report
 from trainer.loss.fused import distillation_loss
 
@@ -56,7 +60,8 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     labels = torch.full_like(batch["input_ids"], -100)
     labels.view(-1)[hidden_index_M + 1] = label_M
     weight_M = torch.full((positions,), 0.5 / positions, device=device)
-    targets = random_targets(positions, vocab_size, device)
+    targets = {blocks: random_targets(positions, vocab_size, device, blocks) for blocks in {0, *args.blocks}}
+    most = max(args.blocks)
     free_teacher_MV = torch.randn(positions, vocab_size, device=device, dtype=dtype)
 
     def step(compute_loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -67,17 +72,18 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
 
         return run
 
-    def distil(divergence: str) -> Callable[[], Tensor]:
+    def distil(divergence: str, blocks: int = 0, tail: Tail | None = None) -> Callable[[], Tensor]:
         def loss() -> Tensor:
             hidden_MD, head = hidden_states_at(student, batch, vocab_size)
             return distillation_loss(
                 hidden_MD,
                 head,
-                targets,
+                targets[blocks],
                 label_M,
                 weight_M,
                 weight_M,
                 divergence=divergence,
+                tail=tail,
                 chunk_positions=args.chunk_positions,
             ).loss
 
@@ -97,7 +103,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     def checkpointed() -> Tensor:
         hidden_MD, head = hidden_states_at(student, batch, vocab_size)
         losses = [
-            checkpoint(sparse_loss, hidden_MD[chunk], head.weight_VD, targets, label_M, chunk, use_reentrant=False)
+            checkpoint(sparse_loss, hidden_MD[chunk], head.weight_VD, targets[0], label_M, chunk, use_reentrant=False)
             for chunk in (slice(start, start + 512) for start in range(0, positions, 512))
         ]
         return torch.stack(losses).sum() * 0.5 / positions
@@ -106,6 +112,11 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
         "sft": step(lambda: student(**inputs, labels=labels).loss),
         "distil": step(distil("forward_kl")),
         "distil reverse": step(distil("reverse_kl")),
+        **{
+            f"distil {blocks} blocks": step(distil("forward_kl", blocks, Tail(by_block=blocks > 0)))
+            for blocks in args.blocks
+        },
+        "distil adaptive": step(distil("forward_kl", most, Tail(by_block=True, sample_weight=None))),
         "dense KL": step(lambda: dense(free_teacher_MV)),
         "checkpointed": step(checkpointed),
     }
@@ -127,15 +138,19 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     return measured, settings
 
 
-def random_targets(positions: int, vocab_size: int, device: torch.device) -> Targets:
-    """Targets of random ids with most of the mass in the support."""
+def random_targets(positions: int, vocab_size: int, device: torch.device, blocks: int) -> Targets:
+    """Targets of random ids with most of the mass in the support, and the tail's divided among blocks."""
     generator = torch.Generator().manual_seed(0)
     ids_MX = torch.randint(vocab_size, (positions, TOP_K + TAIL_SAMPLES), generator=generator)
     logp_MO = torch.log_softmax(torch.randn(positions, TOP_K + 1, generator=generator), 1).sort(1, True).values
     entropy_M = torch.full((positions,), 2.0)
-    return Targets(ids_MX[:, :TOP_K], logp_MO[:, :-1], ids_MX[:, TOP_K:], logp_MO[:, -1], -entropy_M, entropy_M).to(
-        device
-    )
+    targets = Targets(ids_MX[:, :TOP_K], logp_MO[:, :-1], ids_MX[:, TOP_K:], logp_MO[:, -1], -entropy_M, entropy_M)
+    if blocks:
+        share_MG = torch.log_softmax(torch.randn(positions, blocks, generator=generator), 1)
+        targets.log_blocks = share_MG + targets.log_tail[:, None]
+        targets.log_collision = torch.full((positions, 1), -4.0)
+        targets.edges = block_edges(blocks, vocab_size)
+    return targets.to(device)
 
 
 def sparse_loss(hidden_CD: Tensor, weight_VD: Tensor, targets: Targets, label_M: Tensor, chunk: slice) -> Tensor:
@@ -156,6 +171,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--completion-share", type=float, default=1.0)
     parser.add_argument("--chunk-positions", type=int)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 16, 64])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

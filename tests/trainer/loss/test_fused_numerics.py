@@ -1,4 +1,4 @@
-"""The fused loss where numbers run out, in every precision, in chunks, and without a tensor of positions × vocabulary."""
+"""The fused loss where numbers run out, in every precision and chunk, and what it never holds in memory."""
 
 from dataclasses import replace
 
