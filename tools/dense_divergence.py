@@ -6,7 +6,7 @@
 A cache knows p on its support to a step of its codes, and the tail by samples or as one outcome. So its value of
 
     forward KL with samples    is off by the codes, and by the samples: variance P²/S · Var_tail(log q) at a position
-    everything else            is a lower bound, up to the codes: K+1 outcomes say less than V
+    everything else            is a lower bound, up to the codes: K+G outcomes say less than V
 
 Shapes: M positions, V vocabulary, K slots.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cache_builder.data.batching import Batch
 from cache_builder.models.lm_head import hidden_states_at
 from cache_builder.targets.sparse import Targets
+from cache_builder.targets.tail import Kept, Tail, choose_tail
 
 
 def log_probabilities(model: nn.Module, batch: Batch, vocab_size: int) -> Tensor:
@@ -66,6 +67,7 @@ def allowed_error(
     divergence: str,
     parameter: float | None = None,
     temperature: float = 1.0,
+    share_steps_per_nat: int | None = None,
 ) -> Allowed:
     """Say how far the divergence from `targets` may be from the dense one of the same p and q.
 
@@ -73,10 +75,11 @@ def allowed_error(
     most. That changes Σ p log q by at most δ Σ p |log q|, reverse KL by δ, and forward KL on K+1 outcomes by
     δ (1 + Σ p |log p − log q|); TAID's log π moves by 2tδ at most, and of the JSD only β of the mixture is p.
     """
-    step = 1.0 / steps_per_nat
+    step = 1.0 / min(steps_per_nat, share_steps_per_nat or steps_per_nat)
     logp_MV, logq_MV = _tempered(logp_MV, temperature), _tempered(logq_MV, temperature)
     zero_M = torch.zeros_like(logp_MV[:, 0])
-    if divergence == "forward_kl" and temperature == 1.0 and targets.samples.shape[1]:
+    kept = Kept(samples=targets.samples.shape[1], blocks=targets.log_blocks.shape[1])
+    if choose_tail("auto", kept, divergence == "forward_kl" and temperature == 1.0) == Tail(sample_weight=1.0):
         tail_MV = logp_MV.exp().scatter(1, targets.ids, 0.0)
         mass_M = tail_MV.sum(1)
         share_MV = tail_MV / mass_M.clamp_min(1e-30)[:, None]

@@ -211,7 +211,8 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
     student = stage.student(fine_tuned if is_model_folder(fine_tuned) else None).to(stage.device)  # type: ignore[arg-type]
     teacher, config = stage.teacher(), stage.config
     divergence, parameter = divergence_settings(stage.method, config).values()
-    steps_per_nat = stage.cache.manifest.targets.logp_steps_per_nat
+    options = stage.cache.manifest.targets
+    steps_per_nat, share_steps = options.logp_steps_per_nat, options.blocks and options.blocks.steps_per_nat
     sums, sequences, one_sided = np.zeros(4), 0, False
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         trainer = stage.trainer(Path(folder), student, live=False)
@@ -232,7 +233,9 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
             divergence_M = dense_divergence(logp_MV, logq_MV, divergence, parameter, config.temperature)
             ce_M = -logq_MV.gather(1, batch["label_M"][:, None])[:, 0]
             live = (kl_share_M * divergence_M + (share_M - kl_share_M) * ce_M).sum()
-            allowed = allowed_error(logp_MV, logq_MV, targets, steps_per_nat, divergence, parameter, config.temperature)
+            allowed = allowed_error(
+                logp_MV, logq_MV, targets, steps_per_nat, divergence, parameter, config.temperature, share_steps
+            )
             one_sided = allowed.one_sided
             variance, codes = (kl_share_M**2 * allowed.variance_M).sum(), (kl_share_M * allowed.codes_M).sum()
             sums += [float(value) for value in (cached.loss, live, variance, codes)]
