@@ -192,6 +192,24 @@ def toy(output: Path, seeds: int, examples: int, steps: int) -> None:
     console.print(f"toy: {output / 'index.html'}", soft_wrap=True)
 
 
+@main.group()
+def export() -> None:
+    """Hand a run to other programs."""
+
+
+@export.command("lm-eval")
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def export_lm_eval(folder: Path) -> None:
+    """Write a run's tasks as lm-evaluation-harness has them: YAML and JSONL, in RUN/lm-eval."""
+    from cache_builder.config import load_experiment
+    from cache_builder.data.prepare import Prepared
+    from trainer.config import Experiment
+    from trainer.stages.export_harness import export_tasks
+
+    experiment = load_experiment(Experiment, folder / "config.toml")
+    console.print(f"tasks: {export_tasks(experiment, Prepared(experiment))}", soft_wrap=True)
+
+
 @main.command("config")
 def config_help() -> None:
     """List every setting with its type, default and meaning."""
