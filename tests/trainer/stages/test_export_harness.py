@@ -1,10 +1,12 @@
 """lm-evaluation-harness, given the exported tasks, says of every row what `footsteps evaluate` says."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cache_builder.config import save_experiment
@@ -44,15 +46,20 @@ def test_the_harness_scores_each_row_as_footsteps_does(toy: Any, tmp_path: Path,
     from lm_eval.tasks import TaskManager
 
     experiment, _, prepared = toy(*WAYS[way])
-    folder, student = exported(experiment), experiment.output_dir / "student" / "best"
+    folder, judged = exported(experiment), tmp_path / "judged"
+    shutil.copytree(experiment.output_dir / "student" / "best", judged)
+    model = load_model(experiment.student.model_copy(update={"model": str(judged)}), 0)
+    with torch.no_grad():  # rows are then answered differently, which so little training does not do
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    model.save_pretrained(judged)
     examples, name = prepared.examples["test"], "footsteps_color"
     tasks = resolve_tasks(examples, "files", experiment.tasks)
-    model = load_model(experiment.student.model_copy(update={"model": str(student)}), 0)
     arguments = model, prepared.tokenizer, examples, tasks, experiment.evaluate, tmp_path, "student"
     ours = evaluate_model(*arguments, text=experiment.text)["tasks"]["color"]
     lines = (tmp_path / "evaluate/student/predictions.jsonl").read_text().splitlines()
     harness = simple_evaluate(
-        HFLM(pretrained=str(student), device="cpu", batch_size=1, add_bos_token=False),
+        HFLM(pretrained=str(judged), device="cpu", batch_size=1, add_bos_token=False),
         tasks=[name],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
@@ -60,6 +67,9 @@ def test_the_harness_scores_each_row_as_footsteps_does(toy: Any, tmp_path: Path,
     )
     metric = ours["primary"]
     theirs = {sample["doc"]["id"]: sample[metric][1] for sample in harness["samples"][name]}
-    parsed = {row["id"]: row["parsed"] for row in map(json.loads, lines)}
-    assert theirs == parsed and len(set(parsed.values())) > 1
+    rows = [json.loads(line) for line in lines]
+    assert theirs == {row["id"]: row["parsed"] for row in rows} and len({row["output"] for row in rows}) > 1
+    if way != "likelihood":
+        written = {sample["doc"]["id"]: sample["resps"][0][0] for sample in harness["samples"][name]}
+        assert {row["id"]: row["output"].strip() for row in rows} == {id: text.strip() for id, text in written.items()}
     assert harness["results"][name][f"{metric},none"] == pytest.approx(ours["metrics"][metric]["value"])
