@@ -51,7 +51,7 @@ def test_the_harness_scores_each_row_as_footsteps_does(toy: Any, tmp_path: Path,
     model = load_model(experiment.student.model_copy(update={"model": str(judged)}), 0)
     with torch.no_grad():  # rows are then answered differently, which so little training does not do
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=1.0)
     model.save_pretrained(judged)
     examples, name = prepared.examples["test"], "footsteps_color"
     tasks = resolve_tasks(examples, "files", experiment.tasks)
