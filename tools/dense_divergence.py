@@ -72,7 +72,7 @@ def allowed_error(
     """Say how far the divergence from `targets` may be from the dense one of the same p and q.
 
     A code is half a step off at most, and normalising the outcomes adds as much: every log p is off by a step δ at
-    most. That changes Σ p log q by at most δ Σ p |log q|, reverse KL by δ, and forward KL on K+1 outcomes by
+    most. That changes Σ p log q by at most δ Σ p |log q|, reverse KL by δ, and forward KL on K+G outcomes by
     δ (1 + Σ p |log p − log q|); TAID's log π moves by 2tδ at most, and of the JSD only β of the mixture is p.
     """
     step = 1.0 / min(steps_per_nat, share_steps_per_nat or steps_per_nat)

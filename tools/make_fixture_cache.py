@@ -1,17 +1,19 @@
-"""Write tests/fixtures/cache_v1, the cache of format version 1 that later programs must still open.
+"""Write tests/fixtures/cache_v1 and cache_v3, the caches of these format versions that later programs must still open.
 
     python -m tools.make_fixture_cache
 
-Never run it again for version 1: a fixture that is rewritten proves nothing. What the test expects is recomputed from
-`FIXTURE`.
+It writes what is not there: a fixture that is rewritten proves nothing. What the tests expect is recomputed from
+`FIXTURE` and `FIXTURE_V3`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cache_builder.storage.local import LocalStore
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
 FOLDER = Path(__file__).parents[1] / "tests" / "fixtures" / "cache_v1"
+FOLDER_V3 = FOLDER.with_name("cache_v3")
 FIXTURE = Synthetic(
     sequences=12,
     vocabulary=100_000,
@@ -25,7 +27,10 @@ FIXTURE = Synthetic(
     logp_steps_per_nat=256,
 )
 
+FIXTURE_V3 = replace(FIXTURE, tail_blocks=6)
+"""The same with the tail's mass by blocks."""
+
 if __name__ == "__main__":
-    if FOLDER.exists():
-        raise SystemExit(f"{FOLDER} is there already; a fixture is never rewritten")
-    write_synthetic_cache(LocalStore(FOLDER), FIXTURE)
+    for folder, fixture in ((FOLDER, FIXTURE), (FOLDER_V3, FIXTURE_V3)):
+        if not folder.exists():
+            write_synthetic_cache(LocalStore(folder), fixture)

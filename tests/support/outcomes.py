@@ -1,4 +1,4 @@
-"""Random distributions over K + 1 outcomes."""
+"""Random distributions over outcomes."""
 
 import torch
 

@@ -23,7 +23,7 @@ from cache_builder.format.zarr_shards import ArrayReader, ArraySpec, encode_shar
 from cache_builder.storage.local import LocalStore
 from tests.support.caches import files_of
 from tests.support.paths import ROOT
-from tools.make_fixture_cache import FIXTURE
+from tools.make_fixture_cache import FIXTURE, FIXTURE_V3, FOLDER_V3
 from tools.make_fixture_cache import FOLDER as FIXTURE_FOLDER
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
@@ -85,6 +85,20 @@ def test_a_cache_of_version_1_kept_in_git_still_opens_and_says_what_it_said() ->
         assert cache.held_out(name) == number + 1
         np.testing.assert_allclose(cache.probe_logp(name), expected.logp[: len(cache.probe_ids)], atol=1 / 256)
     np.testing.assert_array_equal(cache.probe_rows, [0, 1, 2])
+
+
+def test_a_cache_of_version_3_kept_in_git_still_opens_and_says_what_it_said() -> None:
+    cache = open_cache(str(FOLDER_V3))
+    assert cache.manifest.version == 3 and not verify_cache(LocalStore(FOLDER_V3)).damaged
+    for number, name in enumerate(FIXTURE_V3.checkpoints):
+        expected = FIXTURE_V3.targets(number, 0, cache.corpus.n_positions)
+        targets = cache.read(name, range(FIXTURE_V3.sequences))
+        assert targets.edges == expected.edges and len(targets.edges) == 7
+        np.testing.assert_allclose(targets.log_blocks, expected.log_blocks, atol=1 / 4)
+        np.testing.assert_allclose(np.exp(targets.log_blocks).sum(1), np.exp(targets.log_tail), rtol=1e-5)
+        np.testing.assert_allclose(targets.log_collision, expected.log_collision, atol=1 / 32 + 1e-6)
+        for field in ("ids", "samples", "gold"):
+            np.testing.assert_array_equal(getattr(targets, field), getattr(expected, field))
 
 
 def test_plain_zarr_opens_every_array_of_the_fixture() -> None:

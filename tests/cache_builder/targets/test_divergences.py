@@ -1,4 +1,4 @@
-"""Every divergence on K + 1 outcomes: value, gradient, limits."""
+"""Every divergence on K + G outcomes: value, gradient, limits."""
 
 import subprocess
 import sys

@@ -60,7 +60,7 @@ class Agreement(Record):
     arithmetic: FiniteFloat
     """What other batches and another order of sums may change at this dtype."""
     one_sided: bool
-    """The cache's divergence is on K+1 outcomes, so it is a lower bound."""
+    """The cache's divergence is on K+G outcomes, so it is a lower bound."""
     sequences: NonNegativeInt
 
     @property

@@ -189,7 +189,7 @@ def _live_notes(run: Run) -> list[str]:
 def _agreement(measured: LiveTeacher) -> str:
     found = measured.agreement
     allowed = (
-        f"K+1 outcomes say less than the vocabulary, so it may be any amount lower and {found.allowed:.2g} higher"
+        f"K+G outcomes say less than the vocabulary, so it may be any amount lower and {found.allowed:.2g} higher"
         if found.one_sided
         else f"the cache's codes and tail samples allow ±{found.allowed:.2g}"
     )
