@@ -30,6 +30,9 @@ FIXTURE = "tests/fixtures/cache_v1"
         f"cache info {FIXTURE}",
         f"cache verify {FIXTURE}",
         "cache info configs/pubmedqa-llama.toml",
+        "plan --help",
+        "plan --teacher 8B",
+        "plan --teacher 8B --student 3B --positions 1e9 --set teacher.checkpoints=5 --flops 4e14",
         "cache push --help",
         f"cache pull {FIXTURE} {{tmp}}/copy",
     ],
@@ -37,8 +40,9 @@ FIXTURE = "tests/fixtures/cache_v1"
 def test_a_command_that_needs_no_model_imports_nothing_that_is_slow(command: str, tmp_path: Path) -> None:
     arguments = command.format(tmp=tmp_path).split()
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True)
-    missing = "configs/" in command  # the cache of an experiment that was never run
-    assert done.returncode == (2 if missing else 0), done.stderr
+    # the cache of an experiment that was never run, and a plan without a student
+    refused = "configs/" in command or command.endswith("plan --teacher 8B")
+    assert done.returncode == (2 if refused else 0), done.stderr
     assert done.stderr.splitlines()[-1].split() == ["slow:"]
 
 

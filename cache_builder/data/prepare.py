@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_builder.config import CacheExperiment
 from cache_builder.data.chat import encode_prompt
-from cache_builder.data.corpus import Corpus, build_corpus
+from cache_builder.data.corpus import Corpus
 from cache_builder.data.deployment import Deployment, make_deployment
 from cache_builder.data.digests import content_digests
 from cache_builder.data.examples import Split
 from cache_builder.data.splits import data_files, load_splits
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.data.tokenizer import load_tokenizer, train_tokenizer
 from cache_builder.errors import CacheMismatchError
 from cache_builder.steps import STAGE_FILE, STARTED_FILE, finish_stage, finished_result, stage_result

@@ -18,7 +18,8 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.data.chat import Encoded
-from cache_builder.data.corpus import Corpus, store_sequences
+from cache_builder.data.corpus import Corpus
+from cache_builder.data.tokenising import store_sequences
 from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, DataError
 from cache_builder.interchange.rows import SourceRow, Tail, targets_of

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.config import TextConfig, load_experiment
-from cache_builder.data.corpus import encode_all, store_sequences
 from cache_builder.data.rows.shapes import normalize
 from cache_builder.data.rows.tables import open_table
+from cache_builder.data.tokenising import encode_all, store_sequences
 from cache_builder.interchange.axolotl import AxolotlSource
 from cache_builder.interchange.check import Reading, checked
 from cache_builder.interchange.distillkit import DistillKitSource

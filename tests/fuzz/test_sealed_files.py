@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
 from cache_builder.config import TextConfig
-from cache_builder.data.corpus import build_corpus, open_corpus
+from cache_builder.data.corpus import open_corpus
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.storage.local import LocalStore
 from tests.support.crafted import Crafted, everything, write_honest
 from tests.support.fuzz import Tally, cases, damaged, twisted

@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.build.build import build_cache
 from cache_builder.config import CacheExperiment, TextConfig
-from cache_builder.data.corpus import Corpus, build_corpus, open_corpus
+from cache_builder.data.corpus import Corpus, open_corpus
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.data.tokenizer import load_tokenizer
 from tests.support.toys import color_examples
 

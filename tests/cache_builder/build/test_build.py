@@ -17,7 +17,7 @@ from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
 from cache_builder.config import TextConfig
-from cache_builder.data.corpus import build_corpus
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.errors import (
     CacheBusyError,
     CacheDamagedError,

@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode
-from cache_builder.data.corpus import FILES, Corpus, build_corpus, open_corpus
+from cache_builder.data.corpus import FILES, Corpus, open_corpus
 from cache_builder.data.examples import Example
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.errors import CacheDamagedError, CacheMismatchError, DataError, MissingError
 from tests.support.toys import color_examples
 

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreT
 
 from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode_prompt
-from cache_builder.data.corpus import build_corpus
 from cache_builder.data.deployment import Deployment, make_deployment
 from cache_builder.data.examples import Example
 from cache_builder.data.rows.shapes import normalize
+from cache_builder.data.tokenising import build_corpus
 from cache_builder.errors import ModelError
 from tests.support.templates import family_template, family_tokenizer
 from tests.support.toys import color_examples

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode_prompt
-from cache_builder.data.corpus import build_corpus
 from cache_builder.data.deployment import make_deployment
+from cache_builder.data.tokenising import build_corpus
 from tests.support.toys import color_examples
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.generation import generate
