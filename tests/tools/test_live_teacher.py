@@ -181,6 +181,7 @@ def test_a_method_without_a_teacher_or_a_plan_is_refused(toy: Toy) -> None:
         Stage(experiment.output_dir, "td", 0)
 
 
+@pytest.mark.slow
 def test_the_program_measures_in_processes_and_keeps_other_methods(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
