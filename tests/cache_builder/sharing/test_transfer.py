@@ -43,11 +43,11 @@ from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.object_store import RemoteStore
 from cache_builder.storage.open import open_store
-from tests.cache_builder.interchange.test_interchange import SEQUENCES, Teacher
 from tests.support import paths
 from tests.support.builders import die_at_fsync
 from tests.support.caches import files_of, make_teaching
 from tests.support.foreign_rows import EXACT
+from tests.support.foreign_teacher import SEQUENCES, Teacher
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 
 SMALL = Synthetic(

@@ -1,4 +1,4 @@
-"""Training: resumed = uninterrupted, accumulated = whole, the right teacher in every batch, and no silent NaN."""
+"""Training: accumulated = whole, the right teacher in every batch, and no silent NaN."""
 
 import json
 import subprocess
@@ -9,33 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 
 from cache_builder.cache.reader import Cache
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, ModelError, TrainingError
+from cache_builder.errors import CacheMismatchError, TrainingError
 from tests.support.interruption import Stop, stop_at
 from tests.support.paths import ROOT
-from tests.support.toys import DROPOUT, without_dropout
+from tests.support.students import assert_same_bits, weights
+from tests.support.toys import without_dropout
 from trainer.config import Experiment
 from trainer.loop.dataset import CachedRows
 from trainer.stages import distill as distilling
 from trainer.stages.distill import DistillTrainer, distill
-
-
-def weights(folder: Path, which: str = "last") -> dict[str, np.ndarray]:
-    return load_file(folder / which / "model.safetensors")
-
-
-def assert_same_bits(one: Path, other: Path) -> None:
-    for which in ("best", "last"):
-        for name, values in weights(one, which).items():
-            np.testing.assert_array_equal(values, weights(other, which)[name], err_msg=f"{which} {name}")
-    for file in ("plan.json", "stage.json"):
-        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
-    np.testing.assert_array_equal(
-        load_file(one / "losses.safetensors")["loss"], load_file(other / "losses.safetensors")["loss"]
-    )
 
 
 def test_length_grouped_batches_are_resumed_and_accumulated_like_others(
@@ -114,86 +99,6 @@ def test_the_log_goes_to_tensorboard_by_its_name(toy: Any) -> None:
     assert [event.value for event in accumulator.Scalars("train/kl")] == pytest.approx(logged)
     assert "eval/loss" in accumulator.Tags()["scalars"]
     assert "train/aw_mean" in accumulator.Tags()["scalars"]
-
-
-@pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
-    toy: Any, monkeypatch: pytest.MonkeyPatch, method: str, stopped_at: int
-) -> None:
-    quiet = distill(toy("distill.save_steps=6")[0], method, 0, *toy("distill.save_steps=6")[1:])
-    stopped = toy("distill.save_steps=6")
-    with monkeypatch.context() as patch:
-        stop_at(patch, stopped_at)
-        with pytest.raises(Stop):
-            distill(stopped[0], method, 0, *stopped[1:])
-    assert_same_bits(quiet, distill(stopped[0], method, 0, *stopped[1:]))
-
-
-def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: Any) -> None:
-    experiment, cache, prepared = toy()
-    folder = distill(experiment, "td", 0, cache, prepared)
-    assert json.loads((folder / "last" / "config.json").read_text())["attention_dropout"] == DROPOUT
-    with_dropout = weights(folder)
-    other = toy("distill.seeds=[5]")
-    assert any(
-        (with_dropout[name] != values).any() for name, values in weights(distill(other[0], "td", 5, *other[1:])).items()
-    )
-
-
-def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = distill(toy()[0], "td", 0, *toy()[1:])
-    experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
-    folder = experiment.output_dir / "distill" / "td" / "seed-0"
-    newest = folder / "checkpoint-8"
-    (newest / "train_state.json").unlink()
-    (newest / "model.safetensors").write_bytes(b"half")
-    assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
-
-
-def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_names(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
-    checkpoint = experiment.output_dir / "distill" / "td" / "seed-0" / "checkpoint-4"
-    state = json.loads((checkpoint / "train_state.json").read_text())
-    older = {key: value for key, value in state.items() if key not in ("files", "record_sha256")}
-    (checkpoint / "train_state.json").write_text(json.dumps(older))  # with digests, it would not be loaded at all
-    path = checkpoint / "model.safetensors"
-    tensors = load_file(path)
-    lacking = {name: values for name, values in tensors.items() if name != "model.norm.weight"}
-    for wrong, message in (
-        (lacking, r"1 are missing \(model.norm.weight\)"),
-        ({**tensors, "model.odd": np.zeros(2, np.float32)}, r"1 are not the model's \(model.odd\)"),
-    ):
-        save_file(wrong, path, {"format": "pt"})
-        with pytest.raises(ModelError, match=message):
-            distill(experiment, "td", 0, cache, prepared)
-
-
-def test_a_plan_is_reloaded_and_never_chosen_again(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "scd", 0, cache, prepared)
-    chosen: list[int] = []
-    choose = DistillTrainer.choose_teacher
-
-    def counting(self: DistillTrainer, stage: int) -> Any:
-        chosen.append(stage)
-        return choose(self, stage)
-
-    monkeypatch.setattr(DistillTrainer, "choose_teacher", counting)
-    distill(experiment, "scd", 0, cache, prepared)
-    assert chosen == [1, 2]
 
 
 def test_accumulated_micro_batches_give_the_whole_batchs_gradient(toy: Any) -> None:
