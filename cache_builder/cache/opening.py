@@ -23,6 +23,7 @@ from cache_builder.format.manifest import (
     CorpusGroup,
     Group,
     Ledger,
+    LedgerEntry,
     Manifest,
     ProbeGroup,
     checkpoint_key,
@@ -81,10 +82,9 @@ class Groups:
         body = read_group(self.store, schema, group)
         files: Ledger = getattr(body, "files", {})
         for file, entry in files.items():
-            found = self.sizes.get(f"{group}/{file}")
-            if found != entry.bytes:
-                state = "the file is missing" if found is None else f"{found:,} bytes, {entry.bytes:,} were committed"
-                raise CacheDamagedError(f"{self.store.where(f'{group}/{file}')} is damaged: {state}")
+            problem = size_problem(self.sizes.get(f"{group}/{file}"), entry)
+            if problem is not None:
+                raise CacheDamagedError(f"{self.store.where(f'{group}/{file}')} is damaged: {problem}")
         return body
 
     def order(self) -> tuple[str, ...]:
@@ -101,6 +101,13 @@ class Groups:
             where = self.store.where(group_key(checkpoint_key(name)))
             raise CacheDamagedError(f"{where} is damaged: it is that of {group.identity.name!r}")
         return group
+
+
+def size_problem(found: int | None, entry: LedgerEntry) -> str | None:
+    """Say what is wrong with a file of so many bytes, None where it is missing, by its entry in the ledger."""
+    if found is None:
+        return "the file is missing"
+    return None if found == entry.bytes else f"{found:,} bytes, {entry.bytes:,} were committed"
 
 
 def open_corpus(store: Reads, manifest: Manifest, group: CorpusGroup, copy: "LocalCopy | None" = None) -> Arrays:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache_builder.atomic import PART_SUFFIX
-from cache_builder.cache.opening import check_json_size
+from cache_builder.cache.opening import check_json_size, size_problem
 from cache_builder.cache.reader import Cache
 from cache_builder.cache.writer import CheckpointWriter
 from cache_builder.errors import CacheDamagedError, CacheMismatchError, MissingError
@@ -197,10 +197,9 @@ class _Files:
         self.known.add(key)
         self.verdict.files += 1
         self.verdict.bytes += entry.bytes
-        if key not in self.sizes:
-            return "the file is missing"
-        if self.sizes[key] != entry.bytes:
-            return f"{self.sizes[key]:,} bytes, {entry.bytes:,} were committed"
+        problem = size_problem(self.sizes.get(key), entry)
+        if problem is not None:
+            return problem
         if self._sha256(key, entry.bytes) != entry.sha256:
             return "its bytes are not those that were committed"
         return None
