@@ -8,6 +8,7 @@ import pytest
 
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError, DataError
+from cache_builder.steps import SEAL
 from tests.support.toys import load_toy, write_toy
 
 
@@ -33,12 +34,12 @@ def test_a_damaged_test_set_is_refused_before_anything_is_made(tmp_path: Path) -
 
 
 def as_older(folder: Path, data: Path) -> None:
-    """Record in a folder what one of an older version has: its data files' sizes, no digests."""
+    """Record in a folder what one of an older version has: its data files' sizes, no digests and no seal."""
     inputs = json.loads((folder / "inputs.json").read_text())
     inputs = {key: value for key, value in inputs.items() if not key.startswith("sha256 of ")}
     (folder / "inputs.json").write_text(json.dumps({**inputs, "file_bytes": {str(data): data.stat().st_size}}))
     result = json.loads((folder / "stage.json").read_text())
-    result.pop("files", None)
+    result = {key: value for key, value in result.items() if key not in ("files", SEAL)}
     (folder / "stage.json").write_text(json.dumps(result))
 
 
