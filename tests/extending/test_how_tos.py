@@ -71,6 +71,49 @@ def test_the_newest_checkpoint_teaches_first():
     assert changed_files(tree) == named
 
 
+def test_a_field_of_the_record_goes_from_the_logits_to_an_export_and_old_caches_open(tree: Path) -> None:
+    named = follow("A field of the record", tree)
+    proof = """
+from dataclasses import replace
+import pyarrow.parquet as pq
+import pytest
+from cache_builder.cache.reader import open_cache
+from cache_builder.errors import CacheDamagedError
+from cache_builder.format.manifest import seal
+from cache_builder.format.records import RecordLayout, decode_records, encode_records
+from cache_builder.format.size import record_bytes
+from cache_builder.interchange.exporting import export_cache
+from tools.make_fixture_cache import FOLDER
+
+SEQUENCES = 20
+
+def test_a_cache_without_the_field_keeps_its_bytes():
+    old = open_cache(str(FOLDER))
+    assert old.manifest.version == 1 and seal(old.manifest) == (FOLDER / "zarr.json").read_bytes()
+    assert old.read(old.checkpoints[0], [0]).gold_rank.shape[1] == 0
+
+def test_what_is_stored_is_counted_exported_and_checked(teaching, tmp_path):
+    assert teaching.build(tmp_path / "cache", gold_rank=True)
+    cache = open_cache(str(tmp_path / "cache"))
+    layout, rows = RecordLayout.of(cache.manifest.targets), range(len(cache.corpus))
+    assert record_bytes(layout.top_k, layout.tail_samples, gold_rank=True) == layout.n_planes
+    export_cache(cache, tmp_path / "table.parquet")
+    ranks = pq.read_table(tmp_path / "table.parquet")["gold_rank"].to_pylist()
+    targets = cache.read(cache.checkpoints[-1], rows)
+    assert [rank for row in ranks for rank in row] == targets.gold_rank.tolist() and targets.gold_rank.any()
+    with pytest.raises(CacheDamagedError, match="rank beyond the vocabulary"):
+        decode_records(layout, encode_records(layout, replace(targets, gold_rank=targets.gold_rank + 300)), 300)
+"""
+    guards = (
+        "format/test_manifest.py",
+        "format/test_properties.py",
+        "targets/test_sparse.py",
+        "capture/test_gold_rank.py",
+    )
+    check(tree, *(f"tests/cache_builder/{guard}" for guard in guards), proof=proof)
+    assert changed_files(tree) == named
+
+
 def test_a_kind_of_task_is_read_and_scored(tree: Path) -> None:
     named = follow("A task", tree)
     proof = """
