@@ -181,11 +181,11 @@ class CacheConfig(Section):
     """Tokens stored per position at most."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Store only the smallest prefix of the top-k that holds this much probability."""
-    tail_samples: int = Field(8, ge=0)
+    tail_samples: int = Field(0, ge=0)
     """Tokens drawn from the tail per position; 0 draws none."""
-    tail_blocks: int = Field(0, ge=0, le=1024)
+    tail_blocks: int = Field(32, ge=0, le=1024)
     """Blocks of token ids in each of which the tail's mass is stored, a byte each; 0 keeps only its whole mass."""
-    tail_steps_per_nat: int = Field(4, ge=2, le=32)
+    tail_steps_per_nat: int = Field(2, ge=2, le=32)
     """The log of a block's share of the tail is rounded to this part of a nat."""
     logp_steps_per_nat: int = Field(128, ge=16, le=4096)
     """Log-probabilities are rounded to this part of a nat; the KL error is at most 1 / (8 · steps²)."""

@@ -17,6 +17,7 @@ from tests.support.toys import color_examples
 SMALL = {
     "top_k": 4,
     "tail_samples": 2,
+    "tail_blocks": 0,
     "logp_steps_per_nat": 256,
     "probe_sequences": 6,
     "probe_top_k": 8,

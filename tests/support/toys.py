@@ -58,6 +58,7 @@ epochs_per_stage = 1
 [cache]
 top_k = 8
 tail_samples = 2
+tail_blocks = 0
 probe_sequences = 16
 probe_top_k = 32
 shard_positions = 128

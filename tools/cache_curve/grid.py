@@ -62,7 +62,16 @@ AT_75_BYTES = [
 ]
 """What was tried last, around the best of the above."""
 
+DECISION = [
+    *YARDSTICKS,
+    Target(16, "adaptive", 8),
+    Target(16, blocks=32, block_steps=2),
+    AT_75_BYTES[2],
+    AT_75_BYTES[4],
+]
+
 GRIDS = {
+    "decision": DECISION,
     "last": AT_75_BYTES,
     "short": [*YARDSTICKS, *CANDIDATES],
     "peers": PEERS,

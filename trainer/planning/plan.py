@@ -109,8 +109,10 @@ class Plan:
             flops = self.training_flops(self.teacher, sft.teacher, sft.teacher.num_train_epochs)
             size_of = f"{steps}, {self.checkpoints} checkpoints kept"
             found.append(Stage("sft teacher", self.teacher.name, size_of, TRAINING, flops))
-        tail = f"{size.tail_samples} tail samples" + (f", {size.tail_blocks} blocks" if size.tail_blocks else "")
-        what = f"top_k {size.top_k}, {tail}, {size.record_bytes} B a position"
+        parts = [f"top_k {size.top_k}"]
+        parts += [f"{size.tail_blocks} blocks"] if size.tail_blocks else []
+        parts += [f"{size.tail_samples} tail samples"] if size.tail_samples else []
+        what = f"{', '.join(parts)}, {size.record_bytes} B a position"
         count = f"{self.checkpoints} × {positions}"
         found.append(Stage("cache build", what, count, FORWARD, self.build_flops()))
         steps = f"{sft.student.steps(corpus.sequences, sft.student.num_train_epochs):,} steps"
