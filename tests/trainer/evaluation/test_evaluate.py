@@ -157,6 +157,7 @@ def test_greedy_is_greedy_whatever_a_model_s_generation_config_asks_for(
     assert [row["output"] for row in predictions] == [row["output"] for row in expected]
     assert metrics["ignored_generation_config"] == asked
     decoding = metrics["tasks"]["color"]["decoding"]
+    assert 0 < decoding.pop("padded_mass") < 1, "four of the head's rows are no token's"
     assert decoding == {"method": "generate", **GREEDY, "max_new_tokens": 8, "stop_ids": [0]}
     assert penalised.generation_config.repetition_penalty == 5.0, "a judged model is left as it was"
     prompt = torch.tensor([encode_prompt(examples[0], tokenizer, "plain")])

@@ -92,9 +92,12 @@ def view_of(cache: Cache) -> CacheView:
 def probe_kl(probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return the mean KL(p_i ‖ p_j) over probe positions of every pair of checkpoints, f64 [N, N], in nats.
 
-    `probes` has each checkpoint's log-probabilities on the probe's ids, [M, R], and the log of the rest's mass, [M].
+    NaN where there is no probe, as in an imported cache. `probes` has each checkpoint's log-probabilities on the
+    probe's ids, [M, R], and the log of the rest's mass, [M].
     """
     logp = [_outcomes(*probe) for probe in probes]
+    if not any(len(logp_MO) for logp_MO in logp):
+        return np.full((len(logp), len(logp)), np.nan)
     return np.array([[float(_kl(p_MO, q_MO).mean()) for q_MO in logp] for p_MO in logp])
 
 
