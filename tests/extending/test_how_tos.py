@@ -130,6 +130,7 @@ def test_a_number_is_read_whatever_its_grouping():
     assert changed_files(tree) == named
 
 
+@pytest.mark.slow  # half a minute: whole pages are drawn in the copy
 def test_a_plot_is_drawn_for_desks_and_phones_and_shown_on_the_page(tree: Path) -> None:
     named = follow("A plot", tree)
     guards = (f"tests/trainer/report/test_{name}.py" for name in ("plots", "page"))
