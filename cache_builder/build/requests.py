@@ -43,8 +43,13 @@ def write_requests(folder: Path, corpus: Corpus, held_out: Corpus | None, checkp
     of = {"corpora": [one.fingerprint for one in corpora], "checkpoints": checkpoints}
     listing = folder / REQUESTS_FILE
     if listing.is_file():
-        found = json.loads(listing.read_bytes())
-        if found["corpora"] != of["corpora"]:
+        try:
+            corpora_there = json.loads(listing.read_bytes())["corpora"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheMismatchError(
+                f"{listing}: not a list of requests ({error!r}); delete it or give another folder"
+            ) from None
+        if corpora_there != of["corpora"]:
             raise CacheMismatchError(
                 f"{listing}: requests of other data or of another tokenisation than this config's; give another folder"
             )
@@ -57,6 +62,9 @@ def write_requests(folder: Path, corpus: Corpus, held_out: Corpus | None, checkp
         text = "".join(json.dumps({"id": key, "token_ids": ids.tolist()}) + "\n" for key, ids in batch)
         write_text(folder / REQUESTS_FOLDER / f"{files:05}.jsonl", text)
         files += 1
+    for left in (folder / REQUESTS_FOLDER).glob("*.jsonl"):  # of a command on more data that was killed
+        if left.stem.isdigit() and int(left.stem) >= files:
+            left.unlink()
     shared = sorted(key for key, times in seen.items() if times > 1)
     write_json(listing, {**of, "sequences": len(seen), "tokens": tokens, "files": files, "shared": shared})
     return Requests(len(seen), tokens, files)

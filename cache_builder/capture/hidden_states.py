@@ -23,10 +23,13 @@ from cache_builder.capture.teacher import Teacher, TransformersEngine
 from cache_builder.config import CacheExperiment, expand
 from cache_builder.data.batching import collate
 from cache_builder.errors import CacheMismatchError
+from cache_builder.format.manifest import TargetOptions
 from cache_builder.models.last_parts import final_norm, load_last_parts
 from cache_builder.models.lm_head import base_of, read_head, verify_head
 from cache_builder.models.placement import place
+from cache_builder.positions import rows_between
 from cache_builder.sequences import NumberedSequences
+from cache_builder.targets.sparse import Targets
 
 _VERIFIED_TOKENS = 64
 """What of the first sequence's states the head is verified on; the model's own logits of them are [T, vocabulary]."""
@@ -60,6 +63,7 @@ class StatesTeacher(Teacher):
         self.files = StateFiles.of(folder, name, config.hidden_states_wait)
         self.deletes = config.hidden_states_delete
         self.shared = shared_keys(folder) if self.deletes else frozenset()
+        self._verified = False
         ran_by = self.files.ran_by()
         if ran_by.weights_fingerprint != fingerprint:
             raise CacheMismatchError(
@@ -80,14 +84,14 @@ class StatesTeacher(Teacher):
         verify_head(model)  # before stored states take the place of what a few tokens give
         return model
 
-    def targets(self, corpus: NumberedSequences, *span: Any) -> Any:
+    def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
         """Capture the global positions [start, end)."""
-        self._verify_on(corpus)
-        return super().targets(corpus, *span)
+        self._verify_on(corpus, rows_between(corpus.position_offsets, start, end))
+        return super().targets(corpus, start, end, options)
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:
         """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
-        self._verify_on(corpus)
+        self._verify_on(corpus, rows)
         return super().probe_ids(corpus, rows, count)
 
     def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
@@ -104,9 +108,15 @@ class StatesTeacher(Teacher):
         del self.source
         super().release()
 
-    def _verify_on(self, corpus: NumberedSequences) -> None:
-        """Compare the head with the model's own logits on stored states, which reach what a few tokens may not."""
-        tokens, completion = corpus.sequence(0)
+    def _verify_on(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
+        """Compare the head with the model's own logits on stored states, which reach what a few tokens may not.
+
+        The states are of a row that is asked for now: another's may have been deleted.
+        """
+        if self._verified or not len(rows):
+            return
+        self._verified = True
+        tokens, completion = corpus.sequence(int(rows[0]))
         states_TD = self.files.read(tokens, self.source.hidden_size)[:_VERIFIED_TOKENS]
         part = collate([(tokens[:_VERIFIED_TOKENS], completion[:_VERIFIED_TOKENS])], self.pad_id)
         with self.source.serving(states_TD):

@@ -229,6 +229,30 @@ def test_requests_of_other_data_are_not_mixed(teaching: Teaching, written: Path)
         write_requests(written, teaching.held_out, None, ["step-1"])
 
 
+def test_a_row_that_was_deleted_is_not_asked_for_again(teaching: Teaching, written: Path, tmp_path: Path) -> None:
+    states = shutil.copytree(written, tmp_path / "states")
+    name, location = teaching.checkpoints[0]
+    backend = HiddenStatesEngine(experiment(teaching, states, location), teaching.tokenizer).load(name, location)
+    corpus = teaching.corpus
+    middle, end = int(corpus.position_offsets[5]), corpus.n_positions
+    StateFiles.of(states, name).delete(sequence_key(corpus.sequence(0)[0]))
+    keys = {sequence_key(corpus.sequence(row)[0]) for row in range(5, len(corpus))}
+    assert sequence_key(corpus.sequence(0)[0]) not in keys
+    assert len(backend.targets(corpus, middle, end, OPTIONS)) == end - middle
+
+
+def test_a_damaged_list_of_requests_is_named_and_what_a_killed_command_left_is_not_run(
+    teaching: Teaching, tmp_path: Path
+) -> None:
+    write_requests(tmp_path, teaching.corpus, None, ["step-1"])
+    (tmp_path / "requests" / "00007.jsonl").write_text('{"id": "x", "token_ids": [1]}\n')
+    write_requests(tmp_path, teaching.corpus, None, ["step-1"])
+    assert all(len(tokens) > 1 for tokens in requests_of(tmp_path))
+    (tmp_path / "requests.json").write_text("[]")
+    with pytest.raises(CacheMismatchError, match="not a list of requests"):
+        write_requests(tmp_path, teaching.corpus, None, ["step-1"])
+
+
 def test_requests_hold_each_sequence_once(teaching: Teaching, written: Path) -> None:
     keys = [sequence_key(tokens) for tokens in requests_of(written)]
     wanted = {sequence_key(c.sequence(row)[0]) for c in (teaching.corpus, teaching.held_out) for row in range(len(c))}
