@@ -162,10 +162,11 @@ class TeacherConfig(ModelConfig):
             raise ValueError('`engine = "hidden-states"` and `hidden_states`, the folder, go together')
         if self.hidden_states is None and (self.hidden_states_wait or self.hidden_states_delete):
             raise ValueError("`hidden_states_wait` and `hidden_states_delete` belong to `hidden_states`")
-        if self.hidden_states and (self.device_map or self.quantization or self.tensor_parallel > 1):
+        ways = self.device_map, self.quantization, self.attn_implementation, self.tensor_parallel > 1
+        if self.hidden_states and any(ways):
             raise ValueError(
-                "`device_map`, `quantization` and `tensor_parallel` say how transformers runs layers, of which "
-                '`engine = "hidden-states"` runs none'
+                "`device_map`, `quantization`, `attn_implementation` and `tensor_parallel` say how transformers runs "
+                'layers, of which `engine = "hidden-states"` runs none'
             )
         return self
 

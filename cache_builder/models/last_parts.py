@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cache_builder.config import ModelConfig
 from cache_builder.data.tokenizer import resolve
-from cache_builder.errors import ModelError
+from cache_builder.errors import ModelError, first_line
 from cache_builder.models.lm_head import base_of, input_device
 from cache_builder.models.loading import load_model
 
@@ -27,7 +27,10 @@ def load_last_parts(config: ModelConfig, seed: int, location: str) -> PreTrained
         ModelError: it is not a causal LM with weights of its own, or its family does not work without layers.
     """
     name, revision = resolve(location)
-    shallow = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    try:
+        shallow = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {location!r}: its config.json cannot be read: {first_line(error)}") from error
     _without_layers(shallow)
     report = logging.getLogger("transformers.modeling_utils")
     level = report.level

@@ -261,10 +261,16 @@ def test_requests_hold_each_sequence_once(teaching: Teaching, written: Path) -> 
 
 @pytest.mark.parametrize(
     "options",
-    [{"engine": "hidden-states"}, {"hidden_states": "x"}, {"hidden_states_wait": 3.0}],
+    [
+        {"engine": "hidden-states"},
+        {"hidden_states": "x"},
+        {"hidden_states_wait": 3.0},
+        {"engine": "hidden-states", "hidden_states": "x", "attn_implementation": "eager"},
+        {"engine": "hidden-states", "hidden_states": "x", "quantization": "4bit"},
+    ],
 )
 def test_settings_that_go_together_are_asked_for(teaching: Teaching, options: dict[str, Any]) -> None:
     values = teaching.experiment("unused").model_dump()
     values["teacher"] |= options
-    with pytest.raises((ConfigError, ValueError), match="hidden_states"):
+    with pytest.raises((ConfigError, ValueError), match=r"hidden.states"):
         CacheExperiment.model_validate(values)
