@@ -1,6 +1,7 @@
 # make demo      everything from data to report on a CPU, in minutes     make test      the tests but the slow ones
 # make check     format, lint, types, layers, tests                      make test-all  every test
 # make test-lowest   the fast tests at the lowest versions promised      make clean     remove the environments
+# make test-wheel    sdist and wheel, installed elsewhere and run
 #
 # Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
@@ -15,10 +16,10 @@ FAST := tests/test_dependencies.py tests/trainer/test_config.py tests/trainer/te
 	tests/cache_builder/sharing tests/cache_builder/interchange tests/trainer/stages/test_lora.py \
 	tests/trainer/report/test_plots.py
 
-.PHONY: demo test test-all test-lowest lint check clean
+.PHONY: demo test test-all test-lowest test-wheel lint check clean
 
 demo: $(VENV)/ready
-	$(BIN)/footsteps run configs/demo.toml
+	$(BIN)/footsteps demo
 
 test: $(VENV)/ready-dev
 	$(BIN)/python $(PYTEST) -m "not slow"
@@ -29,6 +30,20 @@ test-all: $(VENV)/ready-dev
 test-lowest: $(VENV)-lowest/ready
 	$(VENV)-lowest/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "not slow and not s3 and not browser" $(FAST)
 
+# From the wheel alone: a small install reads a cache; torch and its like are shared, and the demo runs in another folder.
+test-wheel: $(VENV)/ready-dev
+	rm -rf $(VENV)-wheel
+	$(BIN)/python -m build --outdir $(VENV)-wheel/dist .
+	$(BIN)/python -m twine check --strict $(VENV)-wheel/dist/*
+	$(PYTHON) -m venv $(VENV)-wheel/small
+	$(VENV)-wheel/small/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $(VENV)-wheel/dist/*.whl
+	$(VENV)-wheel/small/bin/footsteps cache verify tests/fixtures/cache_v1
+	$(PYTHON) -m venv $(VENV)-wheel/train
+	$(VENV)-wheel/train/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(VENV)-wheel/dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(VENV)-wheel/train/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	cd $(VENV)-wheel && PYTHONPATH= train/bin/footsteps demo --quick && test -s runs/demo-quick/report/index.html
+
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,7 +53,7 @@ lint: $(VENV)/ready-dev
 check: lint test
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-wheel
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'

@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from trainer.loss.fused import distillation_loss
 from trainer.planning.model_size import ModelSize, model_size
 
-MODELS = sorted(ROOT.glob("configs/models/*"))
+MODELS = sorted([*ROOT.glob("configs/models/*"), *ROOT.glob("trainer/starting/models/*")])
 ROWS, TOKENS = 3, 40
 TOLERANCE = 1e-3
 """Of the count: the formula leaves out norms, rotations and softmaxes, which torch's counter does not count either."""
