@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from cache_builder import atomic
 from cache_builder.errors import CacheBusyError, printable
@@ -19,7 +20,11 @@ from tests.support.paths import ROOT
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
 from trainer.cli import main
+from trainer.stages.crossfit import write_crossfit_losses
 from trainer.stages.distill import distill
+from trainer.stages.evaluate_run import evaluate_run
+from trainer.stages.sft import sft_student, sft_teacher
+from trainer.stages.student_losses import write_student_losses
 
 
 def call(*arguments: object) -> Result:
@@ -117,16 +122,29 @@ def test_a_closed_stdout_is_no_traceback() -> None:
     assert "Traceback" not in said
 
 
-def test_two_distillations_of_one_student_are_not_at_work_at_once(toy: Any) -> None:
+TWO_AT_ONCE: dict[str, tuple[str, str, Callable[..., Any]]] = {
+    "sft teacher": ("teacher", "fine-tuning here", lambda e, c, p: sft_teacher(e, p)),
+    "sft student": ("student", "fine-tuning here", lambda e, c, p: sft_student(e, p)),
+    "losses": ("losses", "computing these losses", lambda e, c, p: write_student_losses(e, c, 1)),
+    "losses of halves": ("crossfit", "cross-fitting here", lambda e, c, p: write_crossfit_losses(e, p, c)),
+    "distill": ("distill/sft/seed-0", "training this student", lambda e, c, p: distill(e, "sft", 0, c, p)),
+    "evaluate": ("evaluate", "evaluating this run", lambda e, c, p: evaluate_run(e, p, c, Console(quiet=True))),
+}
+
+
+@pytest.mark.parametrize("command", TWO_AT_ONCE)
+def test_two_runs_are_not_at_one_thing_at_once(command: str, toy: Any) -> None:
+    name, what, work = TWO_AT_ONCE[command]
     experiment, cache, prepared = toy()
-    folder = experiment.output_dir / "distill" / "sft" / "seed-0"
+    folder = experiment.output_dir / name
+    before = set(folder.glob("*"))
     with (
-        only_one_in(folder, "training this student"),
-        pytest.raises(CacheBusyError, match=rf"seed-0: .*process {os.getpid()}.* is training this student now"),
+        only_one_in(folder, what),
+        pytest.raises(CacheBusyError, match=rf"{folder.name}: .*process {os.getpid()}.* is {what} now; wait for it"),
     ):
-        distill(experiment, "sft", 0, cache, prepared)
-    assert [path.name for path in folder.iterdir()] == []
-    with only_one_in(folder, "training this student"):
+        work(experiment, cache, prepared)
+    assert set(folder.glob("*")) == before
+    with only_one_in(folder, what):
         pass
 
 

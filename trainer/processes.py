@@ -8,8 +8,10 @@ A process that fails ends its launcher, which ends those that wait for it.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,6 +43,17 @@ def on_main_process(work: Callable[[], T]) -> T | None:
     result = work() if is_main_process() else None
     wait_for_all()
     return result
+
+
+def only_run_in(folder: Path, what: str) -> AbstractContextManager[None]:
+    """Be the only run that does `what` in a folder until the block ends; the main process holds the lock for all.
+
+    Raises:
+        CacheBusyError: another run does it; the message names its process.
+    """
+    from cache_builder.storage.locks import only_one_in
+
+    return only_one_in(folder, what) if is_main_process() else nullcontext()
 
 
 @cache

@@ -30,7 +30,7 @@ from trainer.config import Experiment
 from trainer.losses_file import read_losses, write_losses
 from trainer.methods.methods import get_method
 from trainer.methods.weighting import WEIGHTINGS
-from trainer.processes import on_main_process
+from trainer.processes import on_main_process, only_run_in
 from trainer.stages.sft import Role, fine_tune
 from trainer.stages.student_losses import load_on_device, losses_of
 
@@ -79,12 +79,14 @@ def write_crossfit_losses(experiment: Experiment, prepared: Prepared, cache: Cac
             f"cache {cache.url} was imported: its teacher is not there to be cross-fitted; "
             'set distill.aw_source = "train"'
         )
-    _crossfit(experiment, prepared, cache, "student")
-    if isinstance(experiment.teacher.checkpoints, int):
-        _crossfit(experiment, prepared, cache, "teacher")
-    else:
-        on_main_process(_warn_of_the_teacher)
-    return experiment.output_dir / "crossfit"
+    folder = experiment.output_dir / "crossfit"
+    with only_run_in(folder, "cross-fitting here"):  # one that judges removes the halves' models
+        _crossfit(experiment, prepared, cache, "student")
+        if isinstance(experiment.teacher.checkpoints, int):
+            _crossfit(experiment, prepared, cache, "teacher")
+        else:
+            on_main_process(_warn_of_the_teacher)
+    return folder
 
 
 def read_aw_losses(experiment: Experiment, cache: Cache) -> AwLosses:

@@ -7,7 +7,6 @@ distill/<method>/seed-<s>/   best/ last/ (models)   plan.json   log.json   losse
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from cache_builder.data.tokenizer import tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result
-from cache_builder.storage.locks import only_one_in
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
 from cache_builder.targets.tail import choose_tail
@@ -46,7 +44,7 @@ from trainer.methods.requirements import check_method, kept_by, tail_of
 from trainer.methods.schedules import SCHEDULES, ProbeSums, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
-from trainer.processes import is_main_process
+from trainer.processes import is_main_process, only_run_in
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result
@@ -219,7 +217,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "student_losses": float(losses.student_N.sum()) if losses is not None else None,
         "selection": chosen_by.describe() if chosen_by else None,
     }
-    with only_one_in(folder, "training this student") if is_main_process() else nullcontext():
+    with only_run_in(folder, "training this student"):
         if stage_result(folder, inputs) is not None:
             return folder
 

@@ -21,7 +21,7 @@ from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.methods.schedules import best_checkpoint
-from trainer.processes import on_main_process
+from trainer.processes import on_main_process, only_run_in
 from trainer.report.model_card import write_model_cards
 from trainer.stages.student_losses import load_on_device, student_sft_folder
 
@@ -64,7 +64,12 @@ def evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, conso
 
     Every distilled student's folder gets a card that says what it is and how it scored.
     """
-    on_main_process(lambda: _evaluate_run(experiment, prepared, cache, console))
+
+    def evaluate() -> None:
+        with only_run_in(experiment.output_dir / "evaluate", "evaluating this run"):
+            _evaluate_run(experiment, prepared, cache, console)
+
+    on_main_process(evaluate)
 
 
 def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:

@@ -16,13 +16,15 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result
-from trainer.config import Experiment, StudentSftConfig
+from trainer.config import Experiment, SftConfig, StudentSftConfig
+from trainer.evaluation.selection import ValidationTasks
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
 from trainer.loop.settings import LoopSettings
 from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import SequenceTrainer
 from trainer.precision import for_training
+from trainer.processes import only_run_in
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result
 
@@ -62,8 +64,23 @@ def fine_tune(
     }
     if rows is not None:
         inputs["rows"] = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-    if stage_result(folder, inputs) is not None:
-        return folder
+    with only_run_in(folder, "fine-tuning here"):
+        if stage_result(folder, inputs) is None:
+            _train(experiment, prepared, folder, rows, model_config, config, keep, chosen_by)
+    return folder
+
+
+def _train(
+    experiment: Experiment,
+    prepared: Prepared,
+    folder: Path,
+    rows: np.ndarray | None,
+    model_config: ModelConfig,
+    config: SftConfig,
+    keep: int,
+    chosen_by: ValidationTasks | None,
+) -> None:
+    """Train, keep `keep` evenly spaced states, and record the result."""
     model = load_student(model_config, experiment.run.seed)
     check_vocabulary(model, prepared.tokenizer, model_config.model)
     corpus = prepared.train
@@ -111,4 +128,3 @@ def fine_tune(
         drop_resume_state(folder, trainer.settings.save_at)
         finish_stage(folder, training_result(total_steps, progress))
     trainer.accelerator.wait_for_everyone()
-    return folder

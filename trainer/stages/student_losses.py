@@ -18,7 +18,7 @@ from cache_builder.models.placement import place
 from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.losses_file import write_losses
-from trainer.processes import on_main_process
+from trainer.processes import on_main_process, only_run_in
 
 
 def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> Path:
@@ -28,15 +28,16 @@ def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> P
 
     def write() -> None:
         inputs = {"cache": cache.fingerprint, "weights": weights_fingerprint(str(model_folder), experiment.run.seed)}
-        if stage_result(folder, inputs) is not None:
-            return
-        config = experiment.student.model_copy(update={"model": str(model_folder)})
-        model = load_on_device(config, experiment.run.seed)
-        losses = losses_of(
-            model, cache.corpus, cache.manifest.tokenizer.size, pad_id, experiment.sft.student.eval_batch_tokens
-        )
-        write_losses(path, losses, cache.fingerprint)
-        finish_stage(folder, {"mean": float(losses.mean())})
+        with only_run_in(folder, "computing these losses"):
+            if stage_result(folder, inputs) is not None:
+                return
+            config = experiment.student.model_copy(update={"model": str(model_folder)})
+            model = load_on_device(config, experiment.run.seed)
+            losses = losses_of(
+                model, cache.corpus, cache.manifest.tokenizer.size, pad_id, experiment.sft.student.eval_batch_tokens
+            )
+            write_losses(path, losses, cache.fingerprint)
+            finish_stage(folder, {"mean": float(losses.mean())})
 
     on_main_process(write)
     return path
