@@ -198,8 +198,9 @@ class CacheConfig(Section):
     """Positions of one shard: one file, one commit, one unit of work."""
     chunk_positions: int = Field(4096, ge=1)
     """Positions of one inner chunk: the least that is read."""
-    batch_tokens: int = Field(16384, ge=1)
-    """Tokens, padding included, of one forward pass while building."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens, padding included, of one forward pass while building; unless given, what suits the device, and for a
+    checkpoint that was begun what it was begun with."""
     local_copy: str | None = None
     """Where `path` is a URL: folder of this machine for chunks that training has read; `<output_dir>/cache-copy` unless
     given. Runs may share it."""

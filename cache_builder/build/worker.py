@@ -84,6 +84,7 @@ class Worker:
         backend, writer = self.load(name), self.writer(name)
         with self.store.exclusive():
             writer.begin(backend.identity)
+            writer.agree_on_batches(backend.agree_on_batches)
         rows = _RowsDone(self.corpus.position_offsets, self._probe_rows() if work.probe_pass else None)
         with ThreadPoolExecutor(1) as pool:
             pending: Future[tuple[int, int]] | None = None

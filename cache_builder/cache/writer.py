@@ -3,6 +3,7 @@
 create      zarr.json ─▶ corpus/…, corpus/zarr.json                            zarr.json of a group is written last:
 probe       probe/rows, probe/ids, probe/zarr.json                             its existence means complete
 begin       checkpoints/<name>/records/zarr.json  (with the identity)
+begin       ledger/batches.json  (tokens of a batch)
 shard       records/c/0/<s> ─▶ ledger/<s>.json                                 one per shard, any order, any process
 probe pass  probe_logp/…, probe_log_tail/… ─▶ ledger/extras.json
 finish      loss/… ─▶ checkpoints/<name>/zarr.json (with the whole ledger) ─▶ ledger/ removed
@@ -22,6 +23,7 @@ from cache_builder.format.manifest import (
     CORPUS,
     PROBE,
     ROOT,
+    BatchNote,
     CheckpointGroup,
     CheckpointIdentity,
     CheckpointOrder,
@@ -53,6 +55,7 @@ RECORDS = "records"
 LEDGER = "ledger"
 PROBE_PASS = "extras"
 """The probe pass's ledger, `extras.json`: the name that format 1 gives it."""
+BATCHES = "batches"
 
 
 def write_array(
@@ -176,6 +179,14 @@ class CheckpointWriter:
             compare(recorded, identity, f"checkpoint {self.name!r} of {self.store.where('')}")
         else:
             self.store.commit(key, array_metadata(self.spec, identity.model_dump()))
+
+    def agree_on_batches(self, agree: Callable[[int | None], int | None]) -> None:
+        """Let `agree` say how many tokens a batch takes, told what was said before, and keep its answer."""
+        noted = self._ledger_entry(BatchNote, BATCHES, self.store.sizes(f"{self.group}/{LEDGER}"))
+        begun_with = None if noted is None else noted.batch_tokens
+        batch_tokens = agree(begun_with)
+        if batch_tokens is not None and batch_tokens != begun_with:
+            self.store.commit(f"{self.group}/{LEDGER}/{BATCHES}.json", seal(BatchNote(batch_tokens=batch_tokens)))
 
     def shards_done(self) -> dict[int, LedgerEntry]:
         """Return the ledger's entries of shards whose files are there in their full size."""

@@ -33,6 +33,13 @@ class Backend(Protocol):
     def identity(self) -> CheckpointIdentity:
         """What the cache records of the checkpoint: its name, weights, and in which numbers it computes."""
 
+    def agree_on_batches(self, begun_with: int | None) -> int | None:
+        """Say how many tokens a batch takes, so that a build which is continued rounds as it did before.
+
+        Args:
+            begun_with: what this said when the checkpoint was begun; None where it has not been, or said None.
+        """
+
     def targets(self, corpus: NumberedSequences, start: int, end: int, options: TargetOptions) -> Targets:
         """Capture the global positions [start, end).
 

@@ -22,7 +22,7 @@ from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
 from cache_builder.models.adapters import SharedBase, adapter_at
 from cache_builder.models.lm_head import read_head
 from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
-from cache_builder.models.placement import describe_dtype, place
+from cache_builder.models.placement import default_batch_tokens, describe_dtype, place
 from cache_builder.models.tensor_parallel import load_divided, run_together
 from cache_builder.positions import counts_of, positions_of, rows_between
 from cache_builder.sequences import NumberedSequences
@@ -71,9 +71,10 @@ class Teacher:
         self.name = name
         self.vocab_size = len(tokenizer)
         self.pad_id = int(tokenizer.pad_token_id)
-        self.batch_tokens = experiment.cache.batch_tokens
         self.base = base or SharedBase()
         self.model = self._load(experiment, location)
+        self._asked_batch_tokens = experiment.cache.batch_tokens
+        self.batch_tokens = self._asked_batch_tokens or default_batch_tokens(self.model)
         check_vocabulary(self.model, tokenizer, name)
         self.device = read_head(self.model, self.vocab_size).weight_VD.device
         self.identity = CheckpointIdentity(
@@ -96,6 +97,11 @@ class Teacher:
             return self.base.load(adapter, load)
         self.base.forget()
         return load(location)
+
+    def agree_on_batches(self, begun_with: int | None) -> int:
+        """Go on with the tokens of a batch that a checkpoint was begun with, unless the config asks for others."""
+        self.batch_tokens = self._asked_batch_tokens or begun_with or self.batch_tokens
+        return self.batch_tokens
 
     def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
         """Nothing is kept of rows."""

@@ -16,6 +16,11 @@ import torch
 
 from cache_builder.positions import is_position
 
+PADDING_SHARE = 0.05
+"""Of a batch, at most, but for small batches."""
+SMALLEST_PART = 8
+"""Of the budget, which a batch must reach before it may end early."""
+
 
 class Batch(TypedDict):
     """What a forward pass at positions needs; every tensor is int64."""
@@ -55,12 +60,20 @@ def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
 def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Group sequences of like length so that none of the padded batches exceeds `batch_tokens`, longest first.
 
+    A batch ends early where one more sequence would make more than 5 % of it padding, but not below an eighth of
+    `batch_tokens`: many small passes would cost more than they save.
+
     A pure function of the lengths: i64 indices into them, every one once. A sequence longer than the budget is alone.
     """
     by_length = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[by_length])
     batches, start = [], 0
     while start < len(by_length):
-        count = max(1, batch_tokens // max(1, int(lengths[by_length[start]])))
-        batches.append(by_length[start : start + count])
-        start += count
+        width = max(1, int(lengths[by_length[start]]))
+        count = np.arange(1, max(1, batch_tokens // width) + 1)[: len(by_length) - start]
+        used = ends[start : start + len(count)] - ends[start] + lengths[by_length[start]]
+        wasteful = (used < (1 - PADDING_SHARE) * width * count) & (width * (count - 1) >= batch_tokens // SMALLEST_PART)
+        taken = int(wasteful.argmax()) if wasteful.any() else len(count)
+        batches.append(by_length[start : start + taken])
+        start += taken
     return batches

@@ -178,6 +178,12 @@ class ProbePass(Entry):
     files: Ledger
 
 
+class BatchNote(Entry):
+    """How the batches of a checkpoint that is being built are cut, which moves the last digit of what it says."""
+
+    batch_tokens: int = Field(ge=1, lt=MAX_COUNT)
+
+
 class CheckpointGroup(Entry):
     """Attributes of checkpoints/<name>/zarr.json."""
 

@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
+from cache_builder.batch_size import batch_tokens_for
 from cache_builder.config import ModelConfig, TeacherConfig, expand
 from cache_builder.errors import ConfigError, ModelError
+from cache_builder.models.lm_head import input_device
 
 
 def local_device() -> torch.device:
@@ -73,6 +75,19 @@ def quantisation_of(name: str, revision: str | None) -> dict[str, Any] | None:
             "config.json; expected a kind that it loads, or no quantization_config"
         )
     return quantisation or None
+
+
+def default_batch_tokens(model: PreTrainedModel) -> int:
+    """Return the tokens of a batch that suits the device on which a model runs."""
+    device = input_device(model)
+    if device.type != "cuda":
+        return batch_tokens_for(None, 1)
+    config = model.config.get_text_config()
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    # states, queries, keys and values of a layer, and the three products of its gated MLP
+    token_bytes = model.dtype.itemsize * (4 * hidden + 3 * inner)
+    return batch_tokens_for(torch.cuda.get_device_properties(device).total_memory, token_bytes)
 
 
 def describe_dtype(model: PreTrainedModel) -> str:

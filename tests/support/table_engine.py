@@ -122,6 +122,10 @@ class TableBackend:
         logp, gold = self.rows(corpus, range(len(corpus)))
         return float(-np.take_along_axis(logp, gold[:, None], 1).mean())
 
+    def agree_on_batches(self, begun_with: int | None) -> int | None:
+        """It has no batches."""
+        return None
+
     def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
         """Nothing is kept of rows."""
 

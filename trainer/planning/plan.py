@@ -10,6 +10,7 @@ Evaluation, the reading of targets and several GPUs' talk with each other are no
 
 from dataclasses import dataclass
 
+from cache_builder.batch_size import GPU_BATCH_TOKENS
 from cache_builder.config import ModelConfig
 from cache_builder.format.size import CacheSize
 from trainer.config import Experiment, TrainingConfig
@@ -133,10 +134,11 @@ class Plan:
         experiment, teacher = self.experiment, self.teacher
         config = experiment.teacher
         width = QUANTISED_BYTES.get(config.quantization, DTYPE_BYTES[config.dtype])
+        batch_tokens = experiment.cache.batch_tokens or GPU_BATCH_TOKENS
         build = Memory(
             "cache build",
             weights=teacher.parameters * width / config.tensor_parallel,
-            activations=4.0 * DTYPE_BYTES[config.dtype] * experiment.cache.batch_tokens * teacher.hidden,
+            activations=4.0 * DTYPE_BYTES[config.dtype] * batch_tokens * teacher.hidden,
             logits=4.0 * LOGIT_CHUNK * teacher.vocabulary,
         )
         tuned = self.training_memory("sft teacher", teacher, config.as_trained(), experiment.sft.teacher)

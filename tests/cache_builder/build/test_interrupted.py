@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from cache_builder.cache.reader import open_cache
 from cache_builder.cache.verify import verify_cache
+from cache_builder.capture.teacher import Teacher
 from cache_builder.errors import (
     CacheBusyError,
     CacheDamagedError,
@@ -56,6 +57,29 @@ def test_builds_in_parallel_or_killed_many_times_end_with_the_bytes_of_an_uninte
     assert sum(killed) >= 20, killed
     for scenario in scenarios:
         assert files_of(tmp_path / scenario) == files_of(built), scenario
+
+
+def test_a_checkpoint_is_continued_in_the_batches_it_was_begun_with_unless_others_are_asked_for(
+    teaching: Teaching, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    note = cache / "checkpoints" / "step-2" / "ledger" / "batches.json"
+    assert not teaching.build(cache, only="step-2", part=(0, 3), batch_tokens=96)
+    assert b'"batch_tokens": 96' in note.read_bytes()
+    assert not teaching.build(cache, only="step-2", part=(1, 3), batch_tokens=None)
+    assert b'"batch_tokens": 96' in note.read_bytes()
+
+    def load(**options: int | None) -> Teacher:
+        return Teacher(
+            teaching.experiment(cache, **options), "step-2", str(teaching.folder / "step-2"), teaching.tokenizer, ""
+        )
+
+    teacher = load(batch_tokens=None)
+    assert (teacher.batch_tokens, teacher.agree_on_batches(96), teacher.batch_tokens) == (2048, 96, 96)
+    assert load(batch_tokens=80).agree_on_batches(96) == 80
+    note.write_bytes(b"damaged")
+    assert teaching.build(cache, only="step-2", batch_tokens=80)
+    assert not note.parent.exists()
 
 
 def test_a_killed_build_never_opens_as_complete_and_says_what_to_do(

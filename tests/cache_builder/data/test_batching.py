@@ -48,3 +48,19 @@ def test_planned_batches_hold_every_sequence_once_and_keep_to_the_budget() -> No
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert all(len(batch) * lengths[batch].max() <= 256 for batch in batches)
     assert [batch.tolist() for batch in plan_batches(np.array([300, 2]), 256)] == [[0], [1]]
+
+
+def test_batches_of_many_lengths_pad_at_most_a_twentieth_unless_they_are_small() -> None:
+    lengths = np.random.default_rng(0).integers(8, 512, 1000)
+    batches = plan_batches(lengths, 16384)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    for batch in batches:
+        padded = len(batch) * lengths[batch].max()
+        assert padded <= 16384
+        assert lengths[batch].sum() >= 0.95 * padded or padded - lengths[batch].max() < 16384 // 8
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert lengths.sum() > 0.95 * padded
+
+
+def test_a_batch_of_like_lengths_is_as_large_as_it_may_be() -> None:
+    assert [len(batch) for batch in plan_batches(np.full(50, 20), 400)] == [20, 20, 10]
