@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache_builder.capture.state_files import REQUESTS_FOLDER, RanBy, StateFiles, sequence_key
 from cache_builder.config import ModelConfig
@@ -37,10 +37,10 @@ WAVE = 1024
 """Sequences handed to an engine at a time: enough to sort by length, few enough to lose."""
 
 
-def record(model: Any, batch: Batch) -> list[Tensor]:
+def record(model: Any, norm: nn.Module, batch: Batch) -> list[Tensor]:
     """Return what a model's final norm reads, [T, D] on the CPU for each row of a batch, without padding."""
     read: list[Tensor] = []
-    hook = final_norm(model).register_forward_pre_hook(lambda norm, args: read.append(args[0]))
+    hook = norm.register_forward_pre_hook(lambda norm, args: read.append(args[0]))
     device = input_device(model)
     try:
         with torch.no_grad():
@@ -70,11 +70,12 @@ def run_transformers(model: str, dtype: str, tokens: int, waves: Iterable[list[n
     config = ModelConfig.model_validate({"model": model, "dtype": dtype})
     files.begin(_ran_by("transformers", transformers.__version__, dtype, model))
     loaded = load_model(config, 0).to(local_device())  # type: ignore[arg-type]
+    norm = final_norm(loaded)
     for wave in waves:
         for members in plan_batches(np.array([len(ids) for ids in wave]), tokens):
             chosen = [wave[row] for row in members]
             batch = collate([(ids, np.ones(len(ids), bool)) for ids in chosen], 0)
-            for ids, states_TD in zip(chosen, record(loaded, batch), strict=True):
+            for ids, states_TD in zip(chosen, record(loaded, norm, batch), strict=True):
                 files.write(ids, states_TD)
 
 

@@ -111,16 +111,17 @@ class StateFiles:
                 names = set(file.keys())
                 if names != {"token_ids", "hidden_states"}:
                     raise _unfit(path, f"tensors {sorted(names)}", "token_ids and hidden_states")
-                ids, states = file.get_tensor("token_ids"), file.get_tensor("hidden_states")
+                ids = file.get_tensor("token_ids")
+                lying = file.get_slice("hidden_states")
+                shape = [size for axis, size in enumerate(lying.get_shape()) if not (axis == 1 and size == 1)]
+                if shape != [len(tokens), hidden_size] or not lying.get_dtype().startswith(("F", "BF")):
+                    kind = f"{lying.get_dtype()} {lying.get_shape()}"
+                    raise _unfit(path, kind, f"floating point [{len(tokens)}, {hidden_size}], of the last layer alone")
+                states = file.get_tensor("hidden_states").reshape(len(tokens), hidden_size)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: damaged ({first_line(error)}); delete it and write it again") from error
         if ids.is_floating_point() or not np.array_equal(ids.flatten().numpy(), tokens):
             raise _unfit(path, "other token ids", "those of the sequence that its name stands for")
-        if states.ndim == 3 and states.shape[1] == 1:
-            states = states[:, 0]
-        if states.shape != (len(tokens), hidden_size) or not states.is_floating_point():
-            kind = f"{str(states.dtype).removeprefix('torch.')} {list(states.shape)}"
-            raise _unfit(path, kind, f"floating point [{len(tokens)}, {hidden_size}], of the last layer alone")
         if not torch.isfinite(states).all():
             raise ModelError(f"{path}: NaN or infinite hidden states; run it in another dtype, or leave it out")
         return states

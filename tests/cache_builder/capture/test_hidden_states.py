@@ -20,6 +20,7 @@ from cache_builder.capture.state_files import RanBy, StateFiles, sequence_key
 from cache_builder.capture.teacher import TransformersEngine
 from cache_builder.config import CacheExperiment
 from cache_builder.errors import CacheMismatchError, ConfigError, MissingError, ModelError
+from cache_builder.models.last_parts import final_norm
 from cache_builder.models.loading import weights_fingerprint
 from cache_builder.positions import rows_between
 from cache_builder.targets.sparse import Targets
@@ -85,7 +86,7 @@ def write_as_run(teaching: Teaching, teacher: Any, files: StateFiles, location: 
     corpus = teaching.corpus
     rows = rows_between(corpus.position_offsets, 0, corpus.n_positions)
     for members, batch in batches_of(corpus, rows, teacher.pad_id, teacher.batch_tokens):
-        for row, states in zip(members, record(teacher.model, batch), strict=True):
+        for row, states in zip(members, record(teacher.model, final_norm(teacher.model), batch), strict=True):
             files.write(corpus.sequence(int(row))[0], states)
 
 
