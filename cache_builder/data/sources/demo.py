@@ -11,6 +11,7 @@ large model that trains for long learns the rules and then the mistakes; a small
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +78,21 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
         "validation": VALIDATION_EXAMPLES,
         "train": config.train_examples or TRAIN_EXAMPLES,
     }
-    return {split: _generate(split, size, tasks, seed, seen) for split, size in sizes.items()}
+    return {
+        split: generate(split, size, tasks, seed, seen, mistakes=MISTAKES if split == "train" else 0.0)
+        for split, size in sizes.items()
+    }
 
 
-def _generate(split: str, size: int, tasks: list[str], seed: int, seen: set[str]) -> list[Example]:
+def generate(
+    split: str, size: int, tasks: Sequence[str], seed: int, seen: set[str], *, mistakes: float, findings: int = 3
+) -> list[Example]:
+    """Generate notes with so many findings (at least 3), and a share of wrong answers; no prompt that is in `seen`."""
     rng = random.Random(f"demo {seed} {split}")
     examples: list[Example] = []
     while len(examples) < size:
-        example = _example(f"{split}-{len(examples):05d}", tasks[len(examples) % len(tasks)], split == "train", rng)
+        name, task = f"{split}-{len(examples):05d}", tasks[len(examples) % len(tasks)]
+        example = _example(name, task, mistakes, findings, rng)
         prompt = example["messages"][0]["content"]
         if prompt not in seen:
             seen.add(prompt)
@@ -92,9 +100,9 @@ def _generate(split: str, size: int, tasks: list[str], seed: int, seen: set[str]
     return examples
 
 
-def _example(name: str, task: str, with_mistakes: bool, rng: random.Random) -> Example:
-    note = _note(rng)
-    mistaken = with_mistakes and rng.random() < MISTAKES
+def _example(name: str, task: str, mistakes: float, findings_per_note: int, rng: random.Random) -> Example:
+    note = _note(findings_per_note, rng)
+    mistaken = mistakes > 0 and rng.random() < mistakes
     if task == "department":
         question, answer = "department ?", _department(note, mistaken, rng)
     elif task == "findings":
@@ -112,11 +120,12 @@ def _example(name: str, task: str, with_mistakes: bool, rng: random.Random) -> E
     return example
 
 
-def _note(rng: random.Random) -> Note:
+def _note(findings_per_note: int, rng: random.Random) -> Note:
     patient = rng.choice(PATIENTS)
-    statuses = ["severe", *rng.choice((("no", "mild"), ("mild", "mild"), ("no", "no")))]
+    pair = rng.choice((("no", "mild"), ("mild", "mild"), ("no", "no")))
+    statuses = ["severe", *pair, *rng.choices(("no", "mild"), k=findings_per_note - 3)]
     rng.shuffle(statuses)
-    findings = dict(zip(rng.sample(FINDINGS, 3), statuses, strict=True))
+    findings = dict(zip(rng.sample(FINDINGS, findings_per_note), statuses, strict=True))
     return Note(patient, findings, rng.random() < 0.5, rng.choice(DRUGS))
 
 

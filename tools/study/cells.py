@@ -1,0 +1,77 @@
+"""Which students the study trains, and in which order: blocks of cells, seed by seed.
+
+A cell is everything but the seed; the teacher, its cache and the student SFT are shared by all cells that name the same
+data, noise, number of checkpoints and size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of factors."""
+
+    data: str = "demo"
+    noise: float = 0.25
+    """Share of wrong training answers; of the demo's notes alone."""
+    checkpoints: int = 4
+    size: str = "small"
+    """A key of SIZES."""
+    epochs_per_stage: int = 6
+    start: str = "base"
+    """`distill.init`."""
+    aw_source: str = "train"
+    metric: str = "kl"
+    """`distill.schedule_metric`."""
+    alpha: float = 0.5
+    method: str = "td"
+
+    def columns(self) -> dict[str, str]:
+        """Return the factors as a CSV line has them."""
+        return {field.name: str(getattr(self, field.name)) for field in fields(self)}
+
+
+SIZES = {"small": 24, "large": 48}
+"""Hidden size of the student of the demo's notes; the teacher's is 96."""
+
+
+def cells(*methods: str, **factors: object) -> list[Cell]:
+    """Return a cell for each method, the other factors being equal."""
+    return [Cell(method=method, **factors) for method in methods]  # type: ignore[arg-type]
+
+
+MAIN = ("sft", "td", "scd", "reach", "td+aw", "scd+aw")
+BLOCKS: dict[str, list[Cell]] = {
+    "noise": [*cells(*MAIN), *cells("td+aw", "scd+aw", aw_source="crossfit")],
+    "short": [*cells(*MAIN, epochs_per_stage=2), *cells(*MAIN, noise=0.0, epochs_per_stage=2)],
+    "clean": cells(*MAIN, noise=0.0),
+    "start": cells("sft", "td", "scd", "reach", "td+aw", start="sft", epochs_per_stage=2),
+    "alpha": cells("td", alpha=1.0),
+    "clinc150": cells("sft", "td", "scd", "reach", "td+aw", data="clinc150", noise=0.0, epochs_per_stage=1),
+    "snips": cells(
+        "sft", "td", "scd", "reach", "td+aw", data="snips", noise=0.0, checkpoints=3, epochs_per_stage=1, start="sft"
+    ),
+    "some-noise": cells("sft", "td", "td+aw", noise=0.1, epochs_per_stage=2),
+    "capacity": cells("sft", "td", "scd", "reach", "td+aw", size="large", epochs_per_stage=2),
+    "checkpoints": [
+        *cells("cd", "scd", "reach", checkpoints=2, epochs_per_stage=4),
+        *cells("cd", "scd", "reach", checkpoints=8, epochs_per_stage=1),
+    ],
+    "risk": cells("scd", metric="risk", epochs_per_stage=2),
+    "in-order": cells("cd", epochs_per_stage=2),
+}
+"""By name, in the order in which they are trained."""
+
+
+def students(blocks: list[str], seeds: int = SEEDS) -> Iterator[tuple[Cell, int]]:
+    """Yield every student of the blocks once: block by block, and within a block seed by seed."""
+    seen: set[tuple[Cell, int]] = set()
+    for block in blocks:
+        for seed in range(seeds):
+            for cell in BLOCKS[block]:
+                if (cell, seed) not in seen:
+                    seen.add((cell, seed))
+                    yield cell, seed
