@@ -10,11 +10,13 @@
     jsd        JSD_β(p, q)      the best checkpoint                 α
     cd         KL(p‖q)          checkpoint i                        α
     scd        KL(p‖q)          argmin_j KL(best‖j) + KL(q‖j)       α
+    reach      KL(p‖q)          argmin_j KL(best‖j) + KL(j‖q)       α
     …+aw                                                            σ(log L_S/L_T) of the sequence
     …+hard-aw                                                       0, ½ or 1 by the same weight
 
 `hard-aw` alone is `td+hard-aw`. Sources: SCD §5.2, AW §6, hard AW Fig. 2, CD §3 of arXiv 2601.10114; TAID arXiv
-2501.16937; JSD as in GKD, arXiv 2306.13649. Each cell is a key of a table: DIVERGENCES, SCHEDULES, WEIGHTINGS.
+2501.16937; JSD as in GKD, arXiv 2306.13649; `reach` is ours. Each cell is a key of a table: DIVERGENCES, SCHEDULES,
+WEIGHTINGS.
 """
 
 from dataclasses import dataclass, replace
@@ -48,6 +50,7 @@ BASES = {
         Method("jsd", "jsd", "best"),
         Method("cd", "forward_kl", "in-order"),
         Method("scd", "forward_kl", "scheduled"),
+        Method("reach", "forward_kl", "reachable"),
     )
 }
 

@@ -6,6 +6,11 @@ in-order    checkpoint i teaches stage i
 scheduled   j* = argmin_j of two terms, by the metric:
 kl      j* = argmin_j  mean_probe KL(p_best‖p_j) + mean_probe KL(q‖p_j)      §5.2; on the probe's shared ids ∪ {tail}
 risk    j* = argmin_j  R(p_j) + |R(q) − R(p_j)|                              §5.1; R = mean loss per position, nats
+reachable   ours: the same with the divergence that the stage will minimise
+forward_kl  j* = argmin_j  mean_probe KL(p_best‖p_j) + mean_probe KL(p_j‖q)
+
+KL(q‖p_j) charges a confident teacher without bound for what a diffuse student still allows; KL(p_j‖q) charges the
+student for what the teacher says, at most about log V at the start, and so is of one size with the first term.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +21,14 @@ import numpy as np
 
 from cache_builder.errors import ConfigError
 
-Metric = Literal["kl", "risk"]
+Metric = Literal["kl", "risk", "forward_kl"]
+
+TERM_NAMES: dict[Metric, tuple[str, str]] = {
+    "kl": ("anchor_kl", "student_kl"),
+    "risk": ("anchor_risk", "student_gap"),
+    "forward_kl": ("anchor_kl", "teacher_kl"),
+}
+"""What the plan file calls the two terms of a metric."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class StageChoice:
     quality: dict[str, float] = field(default_factory=dict)
     """KL(p_best‖p_j) or R(p_j), nats per position."""
     distance: dict[str, float] = field(default_factory=dict)
-    """KL(q‖p_j) or |R(q) − R(p_j)|, nats per position."""
+    """KL(q‖p_j), |R(q) − R(p_j)| or KL(p_j‖q), nats per position."""
     margin: float | None = None
     """How far the second-best sum of both terms was, nats per position."""
     margin_error: float | None = None
@@ -37,8 +49,7 @@ class StageChoice:
 
     def to_json(self, metric: Metric) -> dict[str, Any]:
         """Return the stage as the plan file has it, its two terms under the names that the metric gives them."""
-        names = {"kl": ("anchor_kl", "student_kl"), "risk": ("anchor_risk", "student_gap")}[metric]
-        value = asdict(self)
+        names, value = TERM_NAMES[metric], asdict(self)
         quality, distance = value.pop("quality"), value.pop("distance")
         return {**value, names[0]: quality, names[1]: distance} if quality else value
 
@@ -46,9 +57,14 @@ class StageChoice:
     def from_json(cls, value: dict[str, Any]) -> "StageChoice":
         """Restore what `to_json` wrote."""
         value = dict(value)
-        quality = value.pop("anchor_kl", None) or value.pop("anchor_risk", {})
-        distance = value.pop("student_kl", None) or value.pop("student_gap", {})
+        quality, distance = _taken(value, 0), _taken(value, 1)
         return cls(quality=quality, distance=distance, **value)
+
+
+def _taken(value: dict[str, Any], place: int) -> dict[str, float]:
+    """Take the term at `place` out of a stage's record, whatever its metric calls it."""
+    found = [value.pop(names[place]) for names in TERM_NAMES.values() if names[place] in value]
+    return found[0] if found else {}
 
 
 class ProbeSums(NamedTuple):
@@ -135,8 +151,11 @@ class Evidence(Protocol):
     def best(self) -> str:
         """The best of them."""
 
-    def terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums | None]:
-        """Measure how far every checkpoint is from the best one, and from the student as it is now; nats a position."""
+    def terms(self, metric: Metric | None = None) -> tuple[dict[str, float], dict[str, float], ProbeSums | None]:
+        """Measure how far every checkpoint is from the best one, and from the student as it is now; nats a position.
+
+        By the metric, or unless given by `distill.schedule_metric`.
+        """
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,8 @@ class Schedule:
     """From the stage, its first step and the evidence to the choice; called once per stage."""
     needs_probe: bool = False
     """Whether it compares checkpoints, so that an imported cache of one without a probe cannot serve it."""
+    metric: Metric | None = None
+    """What it compares them by; None where `distill.schedule_metric` says so."""
 
 
 SCHEDULES = {
@@ -157,6 +178,11 @@ SCHEDULES = {
     ),
     "scheduled": Schedule(
         lambda stage, first_step, evidence: choose(stage, first_step, *evidence.terms()), needs_probe=True
+    ),
+    "reachable": Schedule(
+        lambda stage, first_step, evidence: choose(stage, first_step, *evidence.terms("forward_kl")),
+        needs_probe=True,
+        metric="forward_kl",
     ),
 }
 """By the name that a method's row gives."""

@@ -29,7 +29,7 @@ from cache_builder.errors import CacheMismatchError
 from cache_builder.models.loading import check_vocabulary, weights_fingerprint
 from cache_builder.steps import finish_stage, stage_result
 from cache_builder.targets.divergences import DIVERGENCES
-from cache_builder.targets.outcomes import bucket_kl, retained_mass_at_least
+from cache_builder.targets.outcomes import retained_mass_at_least
 from cache_builder.targets.tail import choose_tail
 from cache_builder.targets.tensors import to_torch
 from trainer.config import DistillConfig, Experiment, StudentConfig
@@ -41,12 +41,13 @@ from trainer.loop.trainer import SequenceTrainer
 from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method, kept_by, tail_of
-from trainer.methods.schedules import SCHEDULES, ProbeSums, StageChoice, best_checkpoint, risk_terms
+from trainer.methods.schedules import SCHEDULES, Metric, StageChoice, best_checkpoint, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
 from trainer.processes import is_main_process, only_run_in
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
+from trainer.stages.schedule_terms import Outcomes, Terms, outcomes, probe_terms, student_kl, teacher_kl
 from trainer.stages.selection import selection, training_result
 from trainer.stages.student_losses import student_sft_folder
 
@@ -80,31 +81,19 @@ class DistillTrainer(SequenceTrainer):
         """The cache's complete checkpoints, oldest first."""
         return self.cache.checkpoints
 
-    def terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums | None]:
-        """Return both terms of the schedule for every checkpoint, by the metric of the experiment, and by sequence."""
-        return METRICS[self.experiment.distill.schedule_metric](self)
+    def terms(self, metric: Metric | None = None) -> Terms:
+        """Return both terms of the schedule for every checkpoint, by the metric or the experiment's own."""
+        return METRICS[metric or self.experiment.distill.schedule_metric](self)
 
-    def kl_terms(self) -> tuple[dict[str, float], dict[str, float], ProbeSums]:
-        """Return KL(p_best‖p_j) and KL(q‖p_j) for every checkpoint j, means over the probe's positions."""
-        student = self._probe_student()
-        known = {
-            name: _outcomes(self.cache.probe_logp(name), self.cache.probe_log_tail(name))
-            for name in self.cache.checkpoints
-        }
-        anchor = known[self.best]
-        quality_P = {name: bucket_kl(*anchor, *teacher).numpy() for name, teacher in known.items()}
-        distance_P = {name: bucket_kl(*student, *teacher).numpy() for name, teacher in known.items()}
-        rows, offsets = self.cache.probe_rows, self.cache.corpus.position_offsets
-        positions_S = offsets[rows + 1] - offsets[rows]
-        sequence_P = np.repeat(np.arange(len(rows)), positions_S)
-        total_S = {name: np.bincount(sequence_P, quality_P[name] + distance_P[name], len(rows)) for name in known}
-        return (
-            {name: float(values.mean()) for name, values in quality_P.items()},
-            {name: float(values.mean()) for name, values in distance_P.items()},
-            ProbeSums(total_S, positions_S),
-        )
+    def kl_terms(self) -> Terms:
+        """Return KL(p_best‖p_j) and KL(q‖p_j), means over the probe's positions."""
+        return probe_terms(self.cache, self.best, self._probe_student(), student_kl)
 
-    def _probe_student(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward_kl_terms(self) -> Terms:
+        """Return KL(p_best‖p_j) and KL(p_j‖q), means over the probe's positions."""
+        return probe_terms(self.cache, self.best, self._probe_student(), teacher_kl)
+
+    def _probe_student(self) -> Outcomes:
         """Return the student's log-probabilities on the probe's ids, f64 [P, R], and of the rest, f64 [P]."""
 
         def read(_: np.ndarray, batch: Batch, ids_mR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +101,9 @@ class DistillTrainer(SequenceTrainer):
 
         cache, batch_tokens = self.cache, self.settings.config.eval_batch_tokens
         probe = run_probe(read, cache.corpus, cache.probe_rows, cache.probe_ids, self.rows.pad_id, batch_tokens)
-        return _outcomes(*probe)
+        return outcomes(*probe)
 
-    def risk_terms(self) -> tuple[dict[str, float], dict[str, float], None]:
+    def risk_terms(self) -> Terms:
         """Return §5.1's terms, all three risks as mean loss per position on all of the training data: no sample."""
         positions = self.cache.corpus.n_positions
         risks = {name: float(self.cache.losses(name).sum()) / positions for name in self.cache.checkpoints}
@@ -252,15 +241,16 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         final_losses = trainer.corpus_losses(cache.corpus)
         if trainer.is_world_process_zero():
             write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
+            metric = SCHEDULES[method.schedule].metric or config.schedule_metric
             plan = {
                 "method": method.name,
                 "seed": seed,
                 "checkpoints": list(cache.checkpoints),
                 "best": best,
-                "metric": config.schedule_metric,
+                "metric": metric,
                 "selected_by": config.select_by if prepared.validation else None,
                 "steps_per_stage": trainer.machine.steps_per_stage,
-                "stages": [stage.to_json(config.schedule_metric) for stage in saved.plan],
+                "stages": [stage.to_json(metric) for stage in saved.plan],
             }
             write_json(folder / "plan.json", plan)
             merge_saved(folder, start, seed, prepared.deployment.finish)
@@ -315,10 +305,6 @@ def _start(experiment: Experiment) -> StudentConfig:
     return experiment.student.model_copy(update={"model": str(student_sft_folder(experiment))})
 
 
-def _outcomes(logp: np.ndarray, log_rest: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(logp).double(), torch.from_numpy(log_rest).double()
-
-
 def weigher(
     method: Method, config: DistillConfig, losses: AwLosses | None, sequences: int
 ) -> Callable[[str], np.ndarray]:
@@ -342,5 +328,9 @@ def divergence_settings(method: Method, config: DistillConfig) -> dict[str, Any]
     return {"divergence": method.divergence, "parameter": None if setting is None else getattr(config, setting)}
 
 
-METRICS = {"kl": DistillTrainer.kl_terms, "risk": DistillTrainer.risk_terms}
-"""How a schedule's two terms are measured, by `distill.schedule_metric`."""
+METRICS = {
+    "kl": DistillTrainer.kl_terms,
+    "risk": DistillTrainer.risk_terms,
+    "forward_kl": DistillTrainer.forward_kl_terms,
+}
+"""How a schedule's two terms are measured, by the metric that its row names or `distill.schedule_metric`."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cache_builder.errors import ConfigError
-from trainer.methods.schedules import ProbeSums, StageChoice, best_checkpoint, choose, risk_terms
+from trainer.methods.schedules import TERM_NAMES, ProbeSums, StageChoice, best_checkpoint, choose, risk_terms
 
 NAMES = ("early", "middle", "late")
 
@@ -60,8 +60,8 @@ def test_risks_prefer_a_teacher_as_good_as_needed() -> None:
 
 def test_a_stage_survives_its_file() -> None:
     choice = choose(1, 20, {"early": 0.3, "late": 0.0}, {"early": 0.1, "late": 0.9})
-    for metric in ("kl", "risk"):
-        assert StageChoice.from_json(choice.to_json(metric)) == choice  # type: ignore[arg-type]
+    for metric in TERM_NAMES:
+        assert StageChoice.from_json(choice.to_json(metric)) == choice
     old = {name: value for name, value in choice.to_json("kl").items() if name != "margin_error"}
     assert StageChoice.from_json(old) == choice, "plans written before have no error of the margin"
     unscheduled = StageChoice(0, 0, "late")

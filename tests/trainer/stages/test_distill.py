@@ -80,7 +80,8 @@ def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
                 "cache": experiment.cache.model_copy(update={"path": experiment.cache_url}),
             }
         )
-        stage = first_stage(distill(planted_experiment, "scd", 0, cache, Prepared(planted_experiment)))
+        prepared_again = Prepared(planted_experiment)
+        stage = first_stage(distill(planted_experiment, "scd", 0, cache, prepared_again))
         best = names[int(np.argmin([cache.held_out(name) for name in names]))]  # type: ignore[arg-type]
         anchor = {name: mean_kl(logp[best], logp[name], cache.probe_ids) for name in names}
         distance = {name: mean_kl(logp[planted], logp[name], cache.probe_ids) for name in names}
@@ -91,6 +92,13 @@ def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
         assert stage["margin"] == pytest.approx(sorted(totals)[1] - sorted(totals)[0], rel=5e-2, abs=1e-3)
         assert stage["student_kl"][planted] == pytest.approx(0, abs=1e-4)
         assert 0 < stage["margin_error"] < 10 * stage["margin"]
+
+        reached = first_stage(distill(planted_experiment, "reach", 0, cache, prepared_again))
+        forward = {name: mean_kl(logp[name], logp[planted], cache.probe_ids) for name in names}
+        assert reached["anchor_kl"] == stage["anchor_kl"]
+        assert reached["teacher_kl"] == pytest.approx(forward, rel=2e-2, abs=1e-4)
+        sums = {name: anchor[name] + forward[name] for name in names}  # the best and the student itself are equal
+        assert sums[reached["choice"]] == pytest.approx(min(sums.values()), abs=1e-3)
 
 
 def test_the_cached_losses_are_the_models_own(built: tuple[Experiment, Cache, Prepared]) -> None:

@@ -26,6 +26,7 @@ SORTED_POINTS = 400
 SCHEDULE_TERMS = {
     "kl": ("KL(best ‖ checkpoint)", "KL(student ‖ checkpoint)"),
     "risk": ("risk of the checkpoint", "distance of the student's risk"),
+    "forward_kl": ("KL(best ‖ checkpoint)", "KL(checkpoint ‖ student)"),
 }
 
 

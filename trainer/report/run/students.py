@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import FiniteFloat, TypeAdapter
 
 from cache_builder.errors import ConfigError
-from trainer.methods.schedules import StageChoice, best_checkpoint
+from trainer.methods.schedules import TERM_NAMES, StageChoice, best_checkpoint
 from trainer.report.run.cache_view import CacheView
 from trainer.report.run.records import SELECTED_BY, AwLosses, Distilled, wanted_methods
 from trainer.report.run.run_files import UNUSABLE, first_line, plain_name, read_json, read_log, read_model_losses
@@ -79,7 +79,7 @@ def read_plan(path: Path, missing: list[str], label: str) -> Plan:
                 raise ValueError(f"the choice of stage {stage.stage} has no terms")
             TERMS.validate_python([*stage.quality.values(), *stage.distance.values()])
         best = value.get("best")
-        metric = "risk" if value.get("metric") == "risk" else "kl"
+        metric = value.get("metric") if value.get("metric") in TERM_NAMES else "kl"
         selected_by = str(value.get("selected_by"))
         chosen_by = selected_by if selected_by in SELECTED_BY else None
         return Plan(metric, stages, best if isinstance(best, str) else None, chosen_by)
