@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import TrainingError
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from tests.support.toys import load_toy
 from trainer.config import Experiment
 from trainer.loop import callbacks
@@ -72,8 +72,7 @@ def train(experiment: Experiment) -> None:
 
 
 def stop_and_resume(experiment: Experiment, cache: Cache, prepared: Prepared) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, 20)
+    with stops_at(20):
         distill(experiment, "scd", 0, cache, prepared)
     distill(experiment, "scd", 0, cache, prepared)
 

@@ -19,7 +19,7 @@ from cache_builder.build.progress import BuildProgress
 from cache_builder.cache.reader import open_cache
 from cache_builder.steps import read_record, write_record
 from tests.support.caches import Teaching, files_of
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from trainer.stages.distill import distill
 
 NOTE_AND_DIE = """
@@ -116,14 +116,10 @@ def test_a_note_that_cannot_be_written_does_not_stop_the_build(
     assert "no note of this build's time and memory" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_resumed_training_counts_what_was_done_before_it_was_stopped(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_training_counts_what_was_done_before_it_was_stopped(toy: Any) -> None:
     experiment, cache, prepared = toy("distill.save_steps=6")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 14)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
+    with stops_at(14):
+        distill(experiment, "td", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "td" / "seed-0"
     path = max(folder.glob("checkpoint-*/train_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     progress = read_record(path)

@@ -8,22 +8,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cache_builder.errors import ModelError
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from tests.support.students import assert_same_bits, weights
 from tests.support.toys import DROPOUT
 from trainer.stages.distill import DistillTrainer, distill
 
 
 @pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
-    toy: Any, monkeypatch: pytest.MonkeyPatch, method: str, stopped_at: int
-) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(toy: Any, method: str, stopped_at: int) -> None:
     quiet = distill(toy("distill.save_steps=6")[0], method, 0, *toy("distill.save_steps=6")[1:])
     stopped = toy("distill.save_steps=6")
-    with monkeypatch.context() as patch:
-        stop_at(patch, stopped_at)
-        with pytest.raises(Stop):
-            distill(stopped[0], method, 0, *stopped[1:])
+    with stops_at(stopped_at):
+        distill(stopped[0], method, 0, *stopped[1:])
     assert_same_bits(quiet, distill(stopped[0], method, 0, *stopped[1:]))
 
 
@@ -38,13 +34,11 @@ def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: 
     )
 
 
-def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_checkpoint_is_never_loaded(toy: Any) -> None:
     quiet = distill(toy()[0], "td", 0, *toy()[1:])
     experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
+    with stops_at(9):
+        distill(experiment, "td", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "td" / "seed-0"
     newest = folder / "checkpoint-8"
     (newest / "train_state.json").unlink()
@@ -52,14 +46,10 @@ def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, monkeypatch: pytest.
     assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
 
 
-def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_names(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_names(toy: Any) -> None:
     experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
+    with stops_at(5):
+        distill(experiment, "td", 0, cache, prepared)
     checkpoint = experiment.output_dir / "distill" / "td" / "seed-0" / "checkpoint-4"
     state = json.loads((checkpoint / "train_state.json").read_text())
     older = {key: value for key, value in state.items() if key not in ("files", "record_sha256")}
@@ -78,10 +68,8 @@ def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_nam
 
 def test_a_plan_is_reloaded_and_never_chosen_again(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "scd", 0, cache, prepared)
+    with stops_at(9):
+        distill(experiment, "scd", 0, cache, prepared)
     chosen: list[int] = []
     choose = DistillTrainer.choose_teacher
 

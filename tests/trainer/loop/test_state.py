@@ -16,7 +16,7 @@ from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ModelError
 from cache_builder.steps import read_record, write_record
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from tests.support.toys import load_toy
 from trainer.loop.state import checkpoints_of, last_whole_checkpoint
 from trainer.stages.distill import distill
@@ -51,10 +51,8 @@ def stopped(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (output_dir / name).symlink_to(built_toy / "run" / name)
     options = (f"run.output_dir='{output_dir}'", "distill.save_steps=4")
     experiment = load_toy(built_toy / "experiment.toml", *options)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "taid", 0, open_cache(experiment.cache_url), Prepared(experiment))
+    with stops_at(9):
+        distill(experiment, "taid", 0, open_cache(experiment.cache_url), Prepared(experiment))
     return output_dir / "distill" / "taid" / "seed-0"
 
 
@@ -153,14 +151,12 @@ def test_a_checkpoint_of_before_without_digests_is_checked_as_far_as_it_can_be(
 
 
 def test_training_on_from_the_checkpoint_before_has_the_bits_of_an_uninterrupted_run(
-    toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quiet = distill(toy()[0], "taid", 0, *toy()[1:])
     experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(Stop):
-            distill(experiment, "taid", 0, cache, prepared)
+    with stops_at(9):
+        distill(experiment, "taid", 0, cache, prepared)
     folder = experiment.output_dir / "distill" / "taid" / "seed-0"
     DAMAGES["a flipped bit"](folder / "checkpoint-8" / "optimizer.pt")
     distill(experiment, "taid", 0, cache, prepared)
@@ -171,14 +167,10 @@ def test_training_on_from_the_checkpoint_before_has_the_bits_of_an_uninterrupted
         np.testing.assert_array_equal(ours[key], values, err_msg=key)
 
 
-def test_a_state_whose_digests_agree_and_that_torch_cannot_load_is_refused_by_name(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_whose_digests_agree_and_that_torch_cannot_load_is_refused_by_name(toy: Any) -> None:
     experiment, cache, prepared = toy("distill.save_steps=4")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Stop):
-            distill(experiment, "td", 0, cache, prepared)
+    with stops_at(5):
+        distill(experiment, "td", 0, cache, prepared)
     checkpoint = experiment.output_dir / "distill" / "td" / "seed-0" / "checkpoint-4"
     older = {key: value for key, value in read_record(checkpoint / "train_state.json").items() if key != "files"}
     (checkpoint / "train_state.json").write_text(json.dumps(older))

@@ -13,7 +13,7 @@ import torch
 from cache_builder.cache.reader import Cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError, TrainingError
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from tests.support.paths import ROOT
 from tests.support.students import assert_same_bits, weights
 from tests.support.toys import without_dropout
@@ -47,10 +47,8 @@ def test_length_grouped_batches_are_resumed_and_accumulated_like_others(
     lengths = np.diff(cache.corpus.token_offsets)[runs[0][1]].reshape(-1, 8)
     assert np.ptp(lengths, axis=1).mean() < 0.5 * np.ptp(lengths.T, axis=1).mean()
     stopped = toy(*grouped)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 20)
-        with pytest.raises(Stop):
-            distill(stopped[0], "td", 0, *stopped[1:])
+    with stops_at(20):
+        distill(stopped[0], "td", 0, *stopped[1:])
     assert_same_bits(runs[0][0], distill(stopped[0], "td", 0, *stopped[1:]))
 
 
@@ -199,7 +197,6 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.support.interruption import Stop, stop_at
 from tests.support.toys import DROPOUT, load_toy, without_dropout
 from cache_builder.data.prepare import Prepared
 from cache_builder.cache.reader import open_cache

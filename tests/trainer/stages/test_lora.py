@@ -14,7 +14,7 @@ from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, ModelError
 from cache_builder.models.loading import load_model
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import Stop, stops_at
 from trainer.config import Experiment
 from trainer.stages.distill import distill
 from trainer.stages.sft import sft_student, sft_teacher
@@ -37,17 +37,15 @@ def logits(experiment: Experiment, prepared: Prepared, folder: Path) -> torch.Te
         return model(torch.from_numpy(tokens.astype(np.int64))[None]).logits
 
 
-def test_adapters_are_trained_saved_and_resumed_bit_for_bit(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_are_trained_saved_and_resumed_bit_for_bit(toy: Any) -> None:
     quiet = adapted(toy)
     folder = distill(quiet[0], "scd", 0, *quiet[1:])
     saved = load_file(folder / "last" / "adapter_model.safetensors")
     assert saved and all("lora_" in name for name in saved)
     assert not (folder / "last" / "model.safetensors").exists()
     stopped = adapted(toy)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 20)
-        with pytest.raises(Stop):
-            distill(stopped[0], "scd", 0, *stopped[1:])
+    with stops_at(20):
+        distill(stopped[0], "scd", 0, *stopped[1:])
     resumed = distill(stopped[0], "scd", 0, *stopped[1:])
     for name, values in load_file(resumed / "last" / "adapter_model.safetensors").items():
         np.testing.assert_array_equal(values, saved[name], err_msg=name)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cache_builder.config import save_experiment
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, DataError
-from tests.support.interruption import Stop, stop_at
+from tests.support.interruption import stops_at
 from tests.support.paths import ROOT
 from tests.support.toys import load_toy, write_toy
 from trainer.config import Experiment
@@ -100,14 +100,10 @@ def test_other_test_rows_choose_the_same_student_and_are_never_asked_for(toy: An
         np.testing.assert_array_equal(values, chosen[1][1][name])
 
 
-def test_a_resumed_choice_by_metric_has_the_bits_of_an_uninterrupted_one(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_choice_by_metric_has_the_bits_of_an_uninterrupted_one(toy: Any) -> None:
     quiet, stopped = toy(*BY_METRIC), toy(*BY_METRIC)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 30)
-        with pytest.raises(Stop):
-            distill(stopped[0], "scd", 0, *stopped[1:])
+    with stops_at(30):
+        distill(stopped[0], "scd", 0, *stopped[1:])
     folders = [distill(each[0], "scd", 0, *each[1:]) for each in (quiet, stopped)]
     assert logged(folders[0], "eval_metric") == logged(folders[1], "eval_metric")
     for which in ("best", "last"):
