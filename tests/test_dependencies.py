@@ -43,12 +43,12 @@ def imported() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in [*(ROOT / "cache_builder").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         parts = path.relative_to(ROOT).with_suffix("").parts
-        room = ".".join(parts if parts[-1].startswith("ray_") else parts[:2])
+        room = ".".join(parts if parts[-1].startswith(("ray_", "harness_")) else parts[:2])
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"cache_builder", "trainer"}:
-                found.setdefault(room, set()).add(canonical(distributions[name][0]))
+                found.setdefault(room, set()).add(canonical(distributions.get(name, [name])[0]))
     return found
 
 
@@ -58,14 +58,14 @@ def test_what_the_reading_side_imports_comes_with_a_small_install() -> None:
     assert {room: names for room, names in lacking.items() if names} == {}
 
 
-def test_what_other_rooms_import_comes_with_the_train_extra_and_ray_with_its_own() -> None:
+def test_what_other_rooms_import_comes_with_the_train_extra_and_ray_and_the_harness_with_their_own() -> None:
     for room, names in imported().items():
-        extras = ("train", "ray") if ".ray_" in room else ("train",)
+        extras = ("train", *(extra for extra in ("ray", "harness") if f".{extra}_" in room))
         assert names <= set(declared(*extras)), room
 
 
 def test_what_is_declared_is_imported_or_has_its_reason_here() -> None:
-    everything = set(declared("train", "remote", "ray", "tensorboard", "quantised"))
+    everything = set(declared("train", "remote", "ray", "tensorboard", "quantised", "harness"))
     assert everything - set().union(*imported().values()) == set(UNIMPORTED)
 
 

@@ -159,13 +159,13 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
     from cache_builder.cache.reader import open_cache
     from cache_builder.data.prepare import Prepared
-    from trainer.report.page import results_table
+    from trainer.report.page import results_tables
     from trainer.stages.evaluate_run import evaluate_run
 
     experiment = load(config, overrides)
     evaluate_run(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
     if is_main_process():
-        console.print(results_table(experiment.output_dir))
+        console.print(results_tables(experiment.output_dir))
 
 
 @main.command()

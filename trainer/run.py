@@ -15,9 +15,10 @@ from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
 from trainer.config import Experiment
+from trainer.evaluation.harness_tasks import check_harness
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, wait_for_all
-from trainer.report.page import results_table, write_report
+from trainer.report.page import results_tables, write_report
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
@@ -32,6 +33,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     prepared = Prepared(experiment)
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     check_selections(experiment, prepared)
+    check_harness(experiment.evaluate)
     for line in describe_corpora(prepared):
         console.print(line)
     if isinstance(experiment.teacher.checkpoints, int):
@@ -69,7 +71,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
 
 def _report(output_dir: Path, console: Console) -> None:
     report = write_report([output_dir], None, remote=True)  # the run is the user's own
-    console.print(results_table(output_dir))
+    console.print(results_tables(output_dir))
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ list are entities, and all others are exact.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ from trainer.evaluation.metrics import EntityMetric, MetricName
 
 Kind = Literal["classification", "multiple_choice", "entities", "exact", "text"]
 Method = Literal["generate", "likelihood"]
+HarnessName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+"""Also the name of the file that its results are in."""
 
 
 class TaskConfig(Section):
@@ -63,6 +65,27 @@ class EvaluateConfig(Section):
     """For tasks with choices: write an answer, or take the choice with the highest probability."""
     bootstrap_samples: int = Field(1000, ge=1)
     """Resamples of the test rows behind each 95 % interval."""
+    harness: list[HarnessName] = Field([])
+    """Tasks, groups or tags of lm-evaluation-harness, which the student's base, the teacher and the students are run
+    on, to see what they have forgotten; needs `footsteps[harness]`."""
+    harness_path: str | None = None
+    """Folder of your own tasks for it, as YAML; `$NAME` is replaced from the environment."""
+    harness_limit: int | None = Field(None, ge=1)
+    """Rows of each of its tasks at most, the first ones."""
+    harness_chat_template: bool = False
+    """Put its prompts into the chat template, a turn of the user each."""
+
+    @model_validator(mode="after")
+    def _harness(self) -> Self:
+        if len(set(self.harness)) < len(self.harness):
+            raise ValueError(f"harness has duplicates: {self.harness}")
+        if not self.harness and (self.harness_path or self.harness_limit or self.harness_chat_template):
+            raise ValueError("`harness_path`, `harness_limit` and `harness_chat_template` belong to `harness`")
+        return self
+
+    def own_tasks(self) -> dict[str, Any]:
+        """Return the settings that the answers to the run's own tasks depend on."""
+        return self.model_dump(exclude={name for name in type(self).model_fields if name.startswith("harness")})
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,19 @@ from pathlib import Path
 
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Group
 
 from cache_builder.atomic import write_bytes
 from cache_builder.errors import MissingError
 from cache_builder.redaction import redacted
+from trainer.report.changes import changes
 from trainer.report.parts import size
 from trainer.report.results import result_table
 from trainer.report.run.run_reader import read_run
 from trainer.report.sections.overview import report_of
 from trainer.report.sections.runs import runs_part
 from trainer.report.tables import write_csv, write_tables
-from trainer.report.terminal import TerminalTable
+from trainer.report.terminal import TerminalTable, changes_table
 
 SHOWN_ROWS = 200
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,9 +78,11 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None, *, re
     return page
 
 
-def results_table(run_dir: Path) -> TerminalTable:
-    """Return the table that ends `footsteps run`: models × tasks, ×100, for the terminal."""
-    return TerminalTable(result_table(read_run(run_dir)))
+def results_tables(run_dir: Path) -> Group:
+    """Return what ends `footsteps run`: models × tasks, ×100, and gains and losses where they were looked for."""
+    run = read_run(run_dir)
+    found = changes(run) if run.elsewhere else []
+    return Group(TerminalTable(result_table(run)), *([changes_table(found)] if found else []))
 
 
 def write_page(path: Path, template: str, **values: object) -> None:

@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from trainer.report.changes import Change
 from trainer.report.results import Cell, ResultRow, ResultTable
 
 UNLIMITED = 100_000
@@ -111,3 +112,31 @@ def _cell(cell: Cell | None, detail: Detail) -> Text:
 def _average(row: ResultRow) -> Text:
     average = "–" if row.average is None else f"{100 * row.average:.1f}"
     return Text(average, style="bold" if row.best_average else "")
+
+
+def changes_table(changes: Sequence[Change]) -> Table:
+    """Return what students gained, and lost elsewhere, against themselves before training: a line for each task."""
+    table = Table(
+        title="Gained since before training, as the metrics have it; more is better",
+        caption="▲ ▼: more than chance (paired by row, p < 0.05, Holm)",
+    )
+    labels = dict.fromkeys(change.label for change in changes)
+    table.add_column("task", no_wrap=True)
+    for name in ("metric", "base", *labels):
+        table.add_column(Text(name), justify="left" if name == "metric" else "right", no_wrap=True)
+    by_task: dict[tuple[bool, str], dict[str, Change]] = {}
+    for change in changes:
+        by_task.setdefault((change.own, change.task), {})[change.label] = change
+    tasks = list(by_task)
+    for index, (own, task) in enumerate(tasks):
+        found = by_task[own, task]
+        first = next(iter(found.values()))
+        cells = [Text(_gained(found[label]) if label in found else "–") for label in labels]
+        is_last_own = own and index + 1 < len(tasks) and not tasks[index + 1][0]
+        table.add_row(Text(task), Text(first.metric), f"{first.base:.3g}", *cells, end_section=is_last_own)
+    return table
+
+
+def _gained(change: Change) -> str:
+    mark = {"gained": MARKS["above"], "lost": MARKS["below"]}.get(change.verdict, "  ")
+    return f"{change.gained:+.3f}{mark}".replace("-", "−")

@@ -1,14 +1,18 @@
 """Evaluate everything that a run has: the teacher's best checkpoint, the student SFT, and every finished student.
 
 evaluate/<model>/   metrics.json, predictions.jsonl; inputs.json says for which weights and settings
+                    harness/<name>.json, where `[evaluate] harness` names tasks of others
+evaluate/base/      the student before training, where it does
 """
 
+import functools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from cache_builder.atomic import write_json
 from cache_builder.build.build import teacher_checkpoints
@@ -19,6 +23,7 @@ from cache_builder.models.loading import weights_fingerprint
 from cache_builder.steps import STAGE_FILE
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
+from trainer.evaluation.harness_tasks import check_harness, describe_harness, run_harness
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.methods.schedules import best_checkpoint
 from trainer.processes import on_main_process, only_run_in
@@ -28,6 +33,8 @@ from trainer.stages.student_losses import load_on_device, student_sft_folder
 EVALUATION_VERSION = 2
 """Of what metrics.json and predictions.jsonl hold; what an older one wrote is evaluated again. 1 had no baselines and
 no metrics over all entities."""
+HARNESS_VERSION = 1
+"""Of what harness/<name>.json holds."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,11 @@ class RunModel:
 def models_of(experiment: Experiment, cache: Cache) -> Iterator[RunModel]:
     """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student.
 
-    The teacher of an imported cache is not there to be one.
+    The teacher of an imported cache is not there to be one. The student before training comes first where there are
+    tasks of the harness: what is gained or lost is gained or lost against it.
     """
+    if experiment.evaluate.harness:
+        yield RunModel("base", experiment.student, "base")
     if cache.manifest.imported is None:
         held_out = {name: cache.held_out(name) for name in cache.checkpoints}
         best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
@@ -63,7 +73,11 @@ def evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, conso
     """Evaluate each model on the test examples, unless that was done for the same weights and settings.
 
     Every distilled student's folder gets a card that says what it is and how it scored.
+
+    Raises:
+        ConfigError: `evaluate.harness` names what cannot be run.
     """
+    check_harness(experiment.evaluate)
 
     def evaluate() -> None:
         with only_run_in(experiment.output_dir / "evaluate", "evaluating this run"):
@@ -81,11 +95,12 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
         inputs = {
             "version": EVALUATION_VERSION,
             "weights": weights,
-            "evaluate": experiment.evaluate.model_dump(),
+            "evaluate": experiment.evaluate.own_tasks(),
             "tasks": {name: config.model_dump() for name, config in experiment.tasks.items()},
             "data": experiment.data.model_dump(),
             "text": experiment.text.model_dump(),
         }
+        load = functools.cache(functools.partial(load_on_device, one.model, experiment.run.seed))
         done = folder / "inputs.json"
         if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs):
             done.unlink(missing_ok=True)
@@ -93,7 +108,7 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
                 _copy(experiment, known[weights], one)
             else:
                 evaluate_model(
-                    load_on_device(one.model, experiment.run.seed),
+                    load(),
                     prepared.tokenizer,
                     prepared.examples["test"],
                     tasks,
@@ -108,7 +123,29 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
                 )
             write_json(done, inputs)
         known[weights] = one.name
+        if one.which != "last":
+            _run_harness(experiment, prepared, one, weights, load, console)
     write_model_cards(experiment.output_dir, remote=True)  # the run is the user's own
+
+
+def _run_harness(
+    experiment: Experiment,
+    prepared: Prepared,
+    one: RunModel,
+    weights: str,
+    load: Callable[[], PreTrainedModel],
+    console: Console,
+) -> None:
+    """Run what the harness has not run yet on these weights with these settings, a file each."""
+    for name in experiment.evaluate.harness:
+        path = experiment.output_dir / "evaluate" / one.name / "harness" / f"{name}.json"
+        inputs = {"version": HARNESS_VERSION, "weights": weights, **describe_harness(experiment.evaluate)}
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("inputs") == inputs:
+            continue
+        console.print(f"evaluate {one.name}: {name}, by lm-evaluation-harness", soft_wrap=True)
+        found = run_harness(load(), prepared.deployment.tokenizer, name, experiment.evaluate)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"name": name, "inputs": inputs, **found})
 
 
 def _copy(experiment: Experiment, name: str, one: RunModel) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.support.run_folder import METHODS, TASKS, make_run
-from trainer.report.page import results_table
+from trainer.report.page import results_tables
 from trainer.report.results import difference, holm, result_table
 from trainer.report.run.records import Baseline, Evaluation, Run, TaskResult
 from trainer.report.sections.summary import summary
@@ -93,7 +93,7 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_never_reorders(
 
 def test_the_terminal_table_has_a_line_per_model_and_its_interval(run_dir: Path) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(results_table(run_dir))
+    console.print(results_tables(run_dir))
     text = console.export_text()
     for name in ("teacher SFT", "student SFT", *METHODS):
         assert re.search(rf"{re.escape(name)} .*\d\d\.\d.* \[\d\d\.\d, \d+\.\d\]", text), name
@@ -102,7 +102,7 @@ def test_the_terminal_table_has_a_line_per_model_and_its_interval(run_dir: Path)
 @pytest.mark.parametrize("width", [80, 50, 36])
 def test_a_narrow_terminal_shows_fewer_words_and_every_name_whole(run_dir: Path, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(results_table(run_dir))
+    console.print(results_tables(run_dir))
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width

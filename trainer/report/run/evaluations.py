@@ -6,7 +6,7 @@ evaluate/teacher/  evaluate/student_sft/  evaluate/<method>/seed-<s>/<best|last>
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
@@ -50,12 +50,8 @@ def read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation | 
         missing.append(f"evaluate/{model}/{path.name} cannot be used: {first_line(error)}")
         return None
     rows = read_scores(path.parent / "predictions.jsonl", missing)
-    match = re.fullmatch(r"([^/]+)/seed-([0-9]{1,9})/([^/]+)", model)
-    return Evaluation(
-        model=model,
-        method=match[1] if match else None,
-        seed=int(match[2]) if match else None,
-        which=match[3] if match else None,
+    return replace(
+        evaluation_of(model),
         parameters=found.parameters,
         tokens_per_second=found.tokens_per_second,
         tasks=found.tasks,
@@ -63,4 +59,19 @@ def read_evaluation(path: Path, root: Path, missing: list[str]) -> Evaluation | 
         weights=rows.weight,
         bytes=found.bytes,
         seconds=found.seconds,
+    )
+
+
+def evaluation_of(model: str) -> Evaluation:
+    """Return a model's evaluation, in which nothing is known yet but what the name of its folder says."""
+    match = re.fullmatch(r"([^/]+)/seed-([0-9]{1,9})/([^/]+)", model)
+    return Evaluation(
+        model=model,
+        method=match[1] if match else None,
+        seed=int(match[2]) if match else None,
+        which=match[3] if match else None,
+        parameters=None,
+        tokens_per_second=None,
+        tasks={},
+        scores={},
     )

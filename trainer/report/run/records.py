@@ -19,6 +19,8 @@ from trainer.report.run.run_costs import CheckpointCost, LiveTeacher
 from trainer.report.run.settings import settings
 
 SELECTED_BY = {"loss": "the lowest loss", "metric": "the highest mean of the primary metrics of its tasks"}
+BASE = "base"
+"""The student before training, where it was evaluated."""
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"
 
@@ -41,6 +43,7 @@ class TaskResult:
     unparsable: NonNegativeInt = 0
     baselines: dict[str, Baseline] = field(default_factory=dict)
     """What a model that has learned nothing would score, by the baseline's name; none in older runs."""
+    higher_is_better: bool = True
 
     @property
     def not_above(self) -> list[str]:
@@ -128,6 +131,8 @@ class Run:
     build_costs: dict[str, CheckpointCost] = field(default_factory=dict)
     """Checkpoint -> what building its part of the cache took, as far as its builders left notes here."""
     live_teachers: list[LiveTeacher] = field(default_factory=list)
+    elsewhere: list[Evaluation] = field(default_factory=list)
+    """What the models scored on tasks of lm-evaluation-harness, none of which they were trained for."""
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@
           losses/student.safetensors           L_S before training    -> Run.student_losses
           distill/<method>/seed-<s>/           plan, log, losses      -> Run.distilled
           evaluate/<model>/metrics.json        scores and intervals   -> Run.evaluations
+          evaluate/<model>/harness/            tasks of others        -> Run.elsewhere
           crossfit/…/losses/                   what AW compared       -> Run.aw_losses
           build/, live_teacher.json            time and memory        -> Run.build_costs, Run.live_teachers
 
@@ -18,6 +19,7 @@ from cache_builder.build.costs import read_costs
 from cache_builder.errors import MissingError
 from trainer.report.run.cache_view import read_cache
 from trainer.report.run.evaluations import read_evaluations
+from trainer.report.run.harness import read_harness
 from trainer.report.run.records import STUDENT_SFT, TEACHER, Run, wanted_methods
 from trainer.report.run.run_costs import build_costs, live_or_missing
 from trainer.report.run.run_files import read_config, read_counts, read_log, read_model_losses, read_steps
@@ -65,6 +67,7 @@ def read_run(folder: str | Path, *, remote: bool = False) -> Run:
         aw_losses=read_aw_losses(folder, config, cache, missing),
         build_costs=build_costs(notes, cache.fingerprint, cache.checkpoints) if cache else {},
         live_teachers=live_or_missing(folder, missing),
+        elsewhere=read_harness(folder / "evaluate", missing),
     )
     missing.extend(_unfinished(run))
     return run

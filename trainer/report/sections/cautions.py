@@ -5,6 +5,7 @@ one teacher       a schedule named the same checkpoint at every stage: the metho
 one-sided weights the mean weight of adaptive weighting is outside [0.1, 0.9]
 by heart          held-out loss rises while training loss falls: single examples are learned, wrong labels too
 baseline          a model is not above what one that has learned nothing would score
+forgotten         a student is worse than before training on a task that it was not trained for
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from trainer.report.results import ResultTable
 from trainer.report.run.records import STUDENT_SFT, TEACHER, Distilled, Run
 from trainer.report.run.settings import setting
+from trainer.report.sections.changes import forgotten
 
 WEIGHT_RANGE = (0.1, 0.9)
 FALLING_NATS = 1e-3
@@ -26,6 +28,7 @@ Log = Sequence[dict[str, float]]
 def cautions(run: Run, results: ResultTable) -> list[str]:
     """Return the sentences that apply to a run."""
     found = [_undertrained(run), *_fine_tunings(run), _one_teacher(run), _one_sided(run), _by_heart(run)]
+    found.append(forgotten(run))
     return [sentence for sentence in [*found, *_baselines(results)] if sentence]
 
 

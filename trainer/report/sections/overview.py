@@ -9,6 +9,7 @@ from trainer.report.parts import RunReport, size
 from trainer.report.results import LABELS, result_table
 from trainer.report.run.records import Run
 from trainer.report.sections.cautions import cautions
+from trainer.report.sections.changes import changes_sections
 from trainer.report.sections.costs import costs_section
 from trainer.report.sections.schedule import schedule_section
 from trainer.report.sections.scores import result_rows, scores_section
@@ -32,6 +33,7 @@ def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
         facts=_facts(run),
         sections=[
             scores_section(run, results),
+            *changes_sections(run),
             schedule_section(run),
             weights_section(run),
             subdomains_section(run, results),
