@@ -19,6 +19,14 @@ class DataError(UserError, ValueError):
     """An example, a data file or a template cannot be turned into sequences."""
 
 
+class UnknownKeyError(DataError):
+    """A row has a key that no shape knows; `key` is what `data.ignore_keys` would name."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class ModelError(UserError, ValueError):
     """A model or tokenizer is missing, unsupported, or does not fit the others."""
 

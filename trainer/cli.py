@@ -18,7 +18,7 @@ from cache_builder.cli.options import takes_config
 from cache_builder.errors import ConfigError, UserError, printable, system_message
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
-from trainer.starting.commands import demo
+from trainer.starting.commands import demo, init
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
@@ -223,6 +223,7 @@ def config_help() -> None:
 main.add_command(cache_commands)
 main.add_command(plan_command)
 main.add_command(demo)
+main.add_command(init)
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
-"""`footsteps demo`: what it reads, in which order it calls, and what it prints."""
+"""`footsteps demo|init`: what they read, in which order they call, and what they print."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -28,3 +29,50 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...]) -> None:
     experiment = demo_experiment(folder, quick, overrides)
     save_experiment(experiment, folder / "config.toml")
     run_experiment(experiment, Console(quiet=not is_main_process(), markup=False))
+
+
+@click.command()
+@click.option(
+    "--train", metavar="TABLE", help="JSONL, JSON, CSV or Parquet, a pattern, a hub id, a benchmark's folder."
+)
+@click.option("--test", metavar="TABLE", help="Rows that are never trained on; a benchmark has its own.")
+@click.option("--validation", metavar="TABLE", help="A tenth of the training rows unless given.")
+@click.option("--teacher", metavar="MODEL", help="The model that is fine-tuned and distilled: a folder or a hub id.")
+@click.option("--student", metavar="MODEL", help="The smaller one, with the same tokenizer.")
+@click.option("--prompt", metavar="TEXT", help='Of a table of columns, what is asked: "Note: {note}".')
+@click.option("--answer", metavar="COLUMN", help="Of a table of columns, the one that answers.")
+@click.option("--output", default=Path("experiment.toml"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def init(output: Path, force: bool, prompt: str | None, answer: str | None, **given: str | None) -> None:
+    """Look at rows and models, and write a first config that runs; what is not given is asked for."""
+    from cache_builder.atomic import write_text
+    from cache_builder.errors import ConfigError
+    from trainer.starting.init import first_config
+    from trainer.starting.rows import Places
+
+    if output.exists() and not force:
+        raise ConfigError(f"{output} is there already; choose another --output, or --force to replace it")
+    train = given["train"] or _ask("train")
+    has_own_test = Path(train).is_dir()
+    test = given["test"] or (None if has_own_test else _ask("test"))
+    teacher, student = (given[role] or _ask(role) for role in ("teacher", "student"))
+    places = Places(train, test, given["validation"], prompt, answer)
+    found = first_config(places, teacher, student, f"runs/{output.stem}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, found.text)
+    for note in found.notes:
+        click.echo(note)
+    click.echo(f"config: {output}; next: footsteps plan {output}, then footsteps run {output}")
+
+
+def _ask(name: str) -> str:
+    """Ask for what was not given.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+    """
+    from cache_builder.errors import ConfigError
+
+    if not sys.stdin.isatty():
+        raise ConfigError(f"--{name} is not given, and there is no terminal to ask at")
+    return str(click.prompt(name, type=str))

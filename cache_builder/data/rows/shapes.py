@@ -30,7 +30,7 @@ def normalize(row: Row, default_id: str, where: str, ignored: frozenset[str] = I
     Raises:
         DataError: unknown shape, key, role or kind of value; the message names `where` and the key.
     """
-    shape = _shape(row, where)
+    shape = shape_of(row, where)
     own, read = SHAPES[shape]
     values.check_keys(row, (*own, *JUDGING, *(TEMPLATE if shape != ("text",) else ())), "", where, ignored)
     messages = read(row, where, ignored)
@@ -63,8 +63,12 @@ def normalize(row: Row, default_id: str, where: str, ignored: frozenset[str] = I
     return example
 
 
-def _shape(row: Row, where: str) -> tuple[str, ...]:
-    """Return the keys that make a row of its shape; one that holds the keys of two shapes is of the first."""
+def shape_of(row: Row, where: str) -> tuple[str, ...]:
+    """Return the keys that make a row of its shape; one that holds the keys of two shapes is of the first.
+
+    Raises:
+        DataError: it is of none.
+    """
     for keys in SHAPES:
         if all(row.get(key) is not None for key in keys):
             return keys

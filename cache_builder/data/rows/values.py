@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cache_builder.errors import DataError
+from cache_builder.errors import DataError, UnknownKeyError
 
 SHOWN_CHARACTERS = 60
 
@@ -79,15 +79,16 @@ def check_keys(found: Mapping[str, Any], known: tuple[str, ...], key: str, where
     """Refuse a key that is not known; None is as good as absent, and `data.ignore_keys` may name what is left out.
 
     Raises:
-        DataError: the message names the key.
+        UnknownKeyError: names the key.
     """
     prefix = f"{key}." if key else ""
     general = prefix.partition("[")[0] + "." if key else ""
     for name, value in found.items():
         if name not in known and value is not None and f"{general}{name}" not in ignored:
-            raise DataError(
+            raise UnknownKeyError(
                 f"{where}, `{prefix}{name}`: this key is not known and would be left out; expected only "
-                f'{", ".join(known)}; rename it, or name it in data.ignore_keys = ["{general}{name}"]'
+                f'{", ".join(known)}; rename it, or name it in data.ignore_keys = ["{general}{name}"]',
+                f"{general}{name}",
             )
 
 

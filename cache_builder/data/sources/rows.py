@@ -8,7 +8,8 @@
     answer = "{department}"
     choices = ["lungs", "skin"]
 
-How answers are judged follows from the rows, or is said in `[tasks.triage]`.
+`{context.contexts}` is what an object has there, and a list of texts is its lines. How answers are judged follows from
+the rows, or is said in `[tasks.triage]`.
 """
 
 import re
@@ -22,7 +23,7 @@ from cache_builder.data.rows.tables import matches, open_table
 from cache_builder.data.sources import chosen_tasks, limited, turns
 from cache_builder.errors import ConfigError, DataError
 
-COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
+COLUMN = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
 def files(config: DataConfig) -> list[Path]:
@@ -77,15 +78,35 @@ def _example(name: str, task: str, row: Mapping[str, Any], rows: RowsConfig, whe
 
 def _answer(row: Mapping[str, Any], rows: RowsConfig, where: str) -> str | list[str]:
     alone = COLUMN.fullmatch(rows.answer)
-    if alone and isinstance(row.get(alone[1]), list):
-        return [str(item) for item in row[alone[1]]]
+    value = None if alone is None else _at(row, alone[1], rows.answer, where)
+    if isinstance(value, list):
+        return [str(item) for item in value]
     return _filled(rows.answer, row, where)
 
 
 def _filled(text: str, row: Mapping[str, Any], where: str) -> str:
     def value(match: re.Match[str]) -> str:
-        if match[1] not in row:
-            raise ConfigError(f"{where} has no column {match[1]!r}, which {text!r} names; it has {', '.join(row)}")
-        return "" if row[match[1]] is None else str(row[match[1]])
+        found = _at(row, match[1], text, where)
+        if isinstance(found, Mapping) or (
+            isinstance(found, list) and any(isinstance(x, Mapping | list) for x in found)
+        ):
+            raise DataError(
+                f"{where}, column {match[1]!r}: expected text, a number or a list of them, got {found!r:.60}"
+            )
+        return "\n".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
 
     return COLUMN.sub(value, text)
+
+
+def _at(row: Mapping[str, Any], column: str, text: str, where: str) -> Any:
+    """Return what a row has in a column; a dot goes into an object.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found: Any = row
+    for name in column.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            raise ConfigError(f"{where} has no column {column!r}, which {text!r} names; it has {', '.join(row)}")
+        found = found[name]
+    return found

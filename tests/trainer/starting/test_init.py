@@ -1,0 +1,196 @@
+"""`footsteps init` finds how rows are read and writes a config that runs as it is."""
+
+import csv
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.support.toys import COLORS, write_toy
+from trainer.cli import main
+
+
+def footsteps(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with two models' configs: teacher-init and student-init."""
+    write_toy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.name
+
+
+def init(
+    train: str, test: str | None, *more: str, teacher: str = "teacher-init", student: str = "student-init"
+) -> Result:
+    tests = [] if test is None else ["--test", test]
+    return footsteps("init", "--train", train, *tests, "--teacher", teacher, "--student", student, "--force", *more)
+
+
+def written(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    return tomllib.loads(Path("experiment.toml").read_text())
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert not Path("experiment.toml").exists() or "is there already" in result.output
+    return " ".join(result.output.split())
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """ShareGPT as it is shared: keys beside the turns, and in them, that nothing uses."""
+    return [
+        {
+            "id": f"row-{index}",
+            "model": "somebody",
+            "conversations": [
+                {"from": "human", "value": f"case {index}: {COLORS[index % 6]} or {COLORS[index % 5]}?", "time": index},
+                {"from": "gpt", "value": COLORS[index % 5]},
+            ],
+        }
+        for index in range(count)
+    ]
+
+
+def remove_toy(folder: Path) -> None:
+    (folder / "experiment.toml").unlink()
+
+
+def test_sharegpt_rows_with_foreign_keys_make_a_config_that_runs_unchanged(folder: Path) -> None:
+    remove_toy(folder)
+    train = write_jsonl(folder / "chats.jsonl", conversations(60))
+    test = write_jsonl(folder / "chats-test.jsonl", [{**row, "id": f"t-{row['id']}"} for row in conversations(12)])
+    config = written(init(train, test))
+    assert config["data"]["ignore_keys"] == ["conversations.time", "model"]
+    assert config["tasks"]["default"]["choices"] == sorted(COLORS[:5])
+    assert config["tokenizer"]["train_vocab_size"] == 328
+    assert footsteps("run", "experiment.toml").exit_code == 0
+    assert Path("runs/experiment/report/index.html").is_file()
+
+
+def test_columns_become_a_prompt_and_an_answer_by_their_names(folder: Path) -> None:
+    remove_toy(folder)
+    for name, count in (("train.csv", 40), ("test.csv", 10)):
+        with (folder / name).open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["row_id", "utterance", "intent"])
+            rows.writerows(
+                [[index, f"paint it {COLORS[index % 3]}", f"paint-{COLORS[index % 3]}"] for index in range(count)]
+            )
+    config = written(init("train.csv", "test.csv"))
+    assert config["data"]["rows"]["main"]["prompt"] == "{utterance}"
+    assert config["data"]["rows"]["main"]["answer"] == "{intent}"
+    assert len(config["tasks"]["main"]["choices"]) == 3
+    assert "# columns that nothing uses: row_id" in Path("experiment.toml").read_text()
+
+
+def papers(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "pubid": index,
+            "question": f"does {COLORS[index % 6]} help?",
+            "context": {"contexts": [f"we gave {COLORS[index % 6]}", "we waited"], "labels": ["AIM", "METHODS"]},
+            "long_answer": "it does, we say",
+            "final_decision": ("yes", "no")[index % 2],
+        }
+        for index in range(count)
+    ]
+
+
+def test_columns_of_an_object_are_found_and_the_conclusion_is_not_asked(folder: Path) -> None:
+    remove_toy(folder)
+    train, test = (write_jsonl(folder / name, papers(20)) for name in ("papers.jsonl", "papers-test.jsonl"))
+    config = written(init(train, test))
+    task = config["data"]["rows"]["main"]
+    assert task["prompt"] == "contexts: {context.contexts}\nquestion: {question}"
+    assert task["answer"] == "{final_decision}"
+
+
+def test_columns_with_names_that_say_nothing_have_to_be_told(folder: Path) -> None:
+    remove_toy(folder)
+    rows = [{"a": f"x {index}", "b": "yes" if index % 2 else "no"} for index in range(20)]
+    train, test = write_jsonl(folder / "t.jsonl", rows), write_jsonl(folder / "u.jsonl", rows)
+    assert "give --answer COLUMN" in refused(init(train, test))
+    assert 'give --prompt, a text such as "{a}"' in refused(init(train, test, "--answer", "b"))
+    assert "no column 'c'" in refused(init(train, test, "--answer", "b", "--prompt", "{c}"))
+    config = written(init(train, test, "--answer", "b", "--prompt", "Is {a} so?"))
+    assert config["data"]["rows"]["main"]["prompt"] == "Is {a} so?"
+
+
+def test_names_from_the_data_end_no_comment_and_begin_no_setting(folder: Path) -> None:
+    remove_toy(folder)
+    rows = [{"text": f"x {index}", "label": "ab"[index % 2], "y\n[student]\nmodel = 'z'": 1} for index in range(20)]
+    train, test = write_jsonl(folder / "t.jsonl", rows), write_jsonl(folder / "u.jsonl", rows)
+    assert written(init(train, test))["student"]["model"] == "student-init"
+
+
+def test_long_answers_are_judged_as_text(folder: Path) -> None:
+    remove_toy(folder)
+    rows = [{"prompt": f"tell {index}", "completion": f"a long story of {index}\nwhich goes on"} for index in range(20)]
+    train, test = write_jsonl(folder / "t.jsonl", rows), write_jsonl(folder / "u.jsonl", rows)
+    assert written(init(train, test))["tasks"]["default"]["kind"] == "text"
+
+
+def test_a_benchmarks_folder_is_known_and_needs_no_test_set(folder: Path, shared_data: Path) -> None:
+    remove_toy(folder)
+    config = written(init(str(shared_data / "data/pubmedqa"), None))
+    assert config["data"] == {"source": "pubmedqa", "path": str(shared_data / "data/pubmedqa")}
+    assert "has its own" in refused_again(init(str(shared_data / "data/pubmedqa"), "t.jsonl"))
+
+
+def refused_again(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+def test_what_is_not_given_is_refused_by_name_where_nobody_can_be_asked(folder: Path) -> None:
+    remove_toy(folder)
+    assert "--train is not given" in refused(footsteps("init"))
+    assert "--test is not given" in refused(footsteps("init", "--train", "train.jsonl"))
+
+
+def test_a_config_that_is_there_is_not_replaced(folder: Path) -> None:
+    before = Path("experiment.toml").read_text()
+    assert "--force" in refused(footsteps("init", "--train", "train.jsonl"))
+    assert Path("experiment.toml").read_text() == before
+
+
+def test_models_with_different_tokenizers_are_refused_naming_both(folder: Path, shared_data: Path) -> None:
+    remove_toy(folder)
+    models = {
+        role: str(shared_data / "models" / name)
+        for role, name in (("teacher", "stories260K"), ("student", "baby105-940K"))
+    }
+    message = refused(init("train.jsonl", "test.jsonl", **models))
+    assert "models of one family" in message and message.count("…") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["clinc150", "pubmedqa"])
+def test_rows_of_a_benchmark_make_a_config_that_runs_unchanged(data: str, folder: Path, shared_data: Path) -> None:
+    remove_toy(folder)
+    if data == "clinc150":
+        content = json.loads((shared_data / "data/clinc150/data/data_full.json").read_text())
+        tables = {
+            split: [{"text": text, "intent": intent} for text, intent in content[split]] for split in ("train", "test")
+        }
+        tables = {"train": tables["train"][::20], "test": tables["test"][::90]}
+    else:
+        papers = list(json.loads((shared_data / "data/pubmedqa/data/ori_pqal.json").read_text()).values())
+        rows = [{key.lower(): paper[key] for key in ("QUESTION", "CONTEXTS", "final_decision")} for paper in papers]
+        tables = {"train": rows[:150], "test": rows[150:190]}
+    for split, rows in tables.items():
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    written(init("train.jsonl", "test.jsonl"))
+    assert footsteps("run", "experiment.toml").exit_code == 0

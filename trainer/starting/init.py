@@ -1,0 +1,117 @@
+"""`footsteps init`: a first config that runs, and that says in comments what was found.
+
+rows ──▶ shape, columns ──▶ examples ──▶ template, lengths ──▶ choices ──▶ experiment.toml
+"""
+
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_builder.config import DataConfig, make_experiment
+from cache_builder.data.examples import Example, Split
+from cache_builder.data.splits import load_splits
+from cache_builder.data.tokenizer import train_tokenizer
+from trainer.config import Experiment
+from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
+from trainer.starting.config_text import Findings, config_text
+from trainer.starting.models import find_template, measure, model_facts, shared_tokenizer
+from trainer.starting.rows import LOOKED_AT, Found, Places, look_at
+
+MEASURED = 500
+"""Rows whose lengths are measured, spread over those that are looked at."""
+CHOICES = 300
+"""Different answers at most, for a task to be a choice between them."""
+TIMES_EACH = 5
+"""How often each answer must occur on the average, for a task to be a choice between them."""
+SHORT_CHARACTERS = 110
+FREE_TEXT_WORDS = 12
+
+
+@dataclass(frozen=True)
+class FirstConfig:
+    """What `footsteps init` writes and says."""
+
+    text: str
+    notes: list[str]
+
+
+def first_config(places: Places, teacher: str, student: str, output_dir: str) -> FirstConfig:
+    """Return a config for the rows and models, checked against its schema, and its rows against its tasks.
+
+    Raises:
+        UserError: rows, models and settings do not fit together; the message says which.
+    """
+    rows = look_at(places)
+    splits = load_splits(DataConfig.model_validate(rows.settings), seed=0)
+    models = model_facts(teacher), model_facts(student)
+    sample = [splits["train"][row] for row in _spread(len(splits["train"]))]
+    tokenizer = shared_tokenizer(*models)
+    vocabulary = None
+    if tokenizer is None:
+        vocabulary = min(model.vocabulary for model in models)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = train_tokenizer(map(_text, _first(splits["train"])), vocabulary, Path(folder))
+    template = find_template(tokenizer, sample)
+    findings = Findings(
+        train=places.train,
+        output_dir=output_dir,
+        rows=rows,
+        counts={split: len(splits[split]) for split in ("train", "validation", "test")},
+        teacher=models[0],
+        student=models[1],
+        trained_vocabulary=vocabulary,
+        template=template,
+        lengths=measure(tokenizer, sample, template),
+        tasks={name: _task(examples) for name, examples in _by_task(splits, rows).items()},
+    )
+    text = config_text(findings)
+    experiment = make_experiment(Experiment, tomllib.loads(text), (), "the config found")
+    tasks = resolve_tasks(splits["test"], experiment.data.source, experiment.tasks)
+    for example in splits["test"]:
+        tasks[example["task"]].gold(example)
+    return FirstConfig(text, findings.notes())
+
+
+def _spread(count: int) -> list[int]:
+    """Return rows whose lengths are measured, evenly spaced over those that are looked at."""
+    return [int(row) for row in np.unique(np.linspace(0, min(count, LOOKED_AT) - 1, MEASURED).astype(int))]
+
+
+def _first(split: Split) -> list[Example]:
+    return [split[row] for row in range(min(len(split), LOOKED_AT))]
+
+
+def _text(example: Example) -> str:
+    return "\n".join([*(message["content"] for message in example["messages"]), example.get("text", "")])
+
+
+def _by_task(splits: dict[str, Split], rows: Found) -> dict[str, list[Example]]:
+    """Return the examples that tell how a task is judged, where neither the rows nor the table of tasks does."""
+    known = KNOWN.get(rows.settings.get("source", "files"), {})
+    tasks: dict[str, list[Example]] = {example["task"]: [] for example in splits["test"]}
+    for example in [*splits["test"], *_first(splits["train"])]:
+        if example["task"] in tasks:
+            tasks[example["task"]].append(example)
+    return {
+        name: examples
+        for name, examples in tasks.items()
+        if name not in known and not any({"choices", "text"} & example.keys() for example in examples)
+    }
+
+
+def _task(examples: list[Example]) -> TaskConfig:
+    """Tell a task by its answers: a choice where few occur again and again, a text where they are long."""
+    answers = [example.get("answer", example["messages"][-1]["content"].strip()) for example in examples]
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) < len(answers):
+        return TaskConfig()
+    different = sorted(set(texts))
+    short = all(answer and "\n" not in answer and len(answer) <= SHORT_CHARACTERS for answer in different)
+    if short and 2 <= len(different) <= min(CHOICES, len(texts) // TIMES_EACH):
+        return TaskConfig(choices=different)
+    if any("\n" in text for text in texts) or np.mean([len(text.split()) for text in texts]) > FREE_TEXT_WORDS:
+        return TaskConfig(kind="text")
+    return TaskConfig()
