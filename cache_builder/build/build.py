@@ -29,9 +29,10 @@ from cache_builder.cache.writer import CheckpointWriter, create_cache, write_ord
 from cache_builder.capture.backend import OpenEngine, open_engine
 from cache_builder.config import CacheExperiment
 from cache_builder.data.corpus import Corpus
+from cache_builder.data.digests import check_recorded
 from cache_builder.data.rendering.templates import template_fingerprint
 from cache_builder.data.tokenizer import tokenizer_fingerprint
-from cache_builder.errors import CacheMismatchError, ConfigError, MissingError
+from cache_builder.errors import CacheDamagedError, CacheMismatchError, ConfigError, MissingError
 from cache_builder.format.differences import compare
 from cache_builder.format.manifest import (
     BLOCKS_VERSION,
@@ -121,6 +122,7 @@ def teacher_checkpoints(experiment: CacheExperiment) -> list[tuple[str, str]]:
 
     Raises:
         MissingError: our own fine-tuning has not listed any yet.
+        CacheDamagedError: its list is not what it wrote.
         CacheMismatchError: two have the same name.
     """
     if isinstance(experiment.teacher.checkpoints, list):
@@ -133,8 +135,7 @@ def teacher_checkpoints(experiment: CacheExperiment) -> list[tuple[str, str]]:
                 f"{listing}: the teacher has no checkpoints yet; run `footsteps sft CONFIG teacher` first, "
                 "or list folders in teacher.checkpoints"
             )
-        entries = json.loads(listing.read_bytes())["checkpoints"]
-        found = [(entry["name"], _beside(folder, entry["path"])) for entry in entries]
+        found = _listed(listing)
     listed = [name for name, _ in found]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
@@ -308,6 +309,19 @@ def _name_of(location: str) -> str:
     return location.rstrip("/").rpartition("@" if "@" in location and not Path(location).exists() else "/")[2]
 
 
+def _listed(listing: Path) -> list[tuple[str, str]]:
+    """Return the names and folders of what a fine-tuning lists, by its record as it was written."""
+    folder = listing.parent
+    check_recorded(folder, listing.name, "the list of checkpoints")
+    try:
+        entries = json.loads(listing.read_bytes())["checkpoints"]
+        return [(str(entry["name"]), _beside(folder, str(entry["path"]))) for entry in entries]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CacheDamagedError(
+            f"{listing} is damaged: {type(error).__name__}: {error}; remove {folder} to make it again"
+        ) from None
+
+
 def _beside(folder: Path, path: str) -> str:
-    """A path as it stands, or, if that is not there, relative to the teacher's folder."""
-    return path if Path(path).exists() or Path(path).is_absolute() else str(folder / path)
+    """A path relative to the teacher's folder, or, if nothing is there, as it stands."""
+    return str(folder / path) if (folder / path).exists() else path

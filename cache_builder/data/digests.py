@@ -1,6 +1,7 @@
-"""Which content a data file has: its SHA-256, read again only where the file may have changed.
+"""Which content a file has: its SHA-256, read again only where the file may have changed.
 
-    digests.json     {path: {size, mtime, ctime, inode, sha256, noted}}
+    digests.json     {path: {size, mtime, ctime, inode, sha256, noted}}          of data files
+    stage.json       {…, "files": {path in the step's folder: sha256}}           of what a step has made
 
 Size and times alone lie: an editor keeps the one, `touch` and `cp -p` the other. The change time cannot be set, but two
 writes in one tick of the clock share it. So a recorded digest stands only where size, both times and the inode are the
@@ -18,6 +19,7 @@ from typing import Any
 
 from cache_builder.atomic import write_json
 from cache_builder.errors import CacheDamagedError
+from cache_builder.steps import STAGE_FILE, read_record
 
 SETTLED_NS = 2_000_000_000
 
@@ -63,7 +65,27 @@ def check_files(folder: Path, digests: dict[str, str], what: str, remedy: str) -
             raise CacheDamagedError(f"{path} does not have the bytes that were written; {what} is damaged: {remedy}")
 
 
-@lru_cache(256)
+def check_recorded(folder: Path, begin: str, what: str) -> None:
+    """Compare the files of a step's folder whose paths begin with `begin` with its stage.json, if there is one.
+
+    Raises:
+        CacheDamagedError: as `check_files`; or the record itself is damaged.
+    """
+    record = folder / STAGE_FILE
+    files = read_record(record).get("files") if record.is_file() else None
+    if isinstance(files, dict):
+        own = {name: digest for name, digest in files.items() if name.startswith(begin)}
+        check_files(folder, own, what, f"restore it, or remove {folder} to make it again")
+
+
+def files_in(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder but those named in `leave_out`, by its path from there."""
+    left_out = frozenset(leave_out)
+    files = sorted(path for path in folder.rglob("*") if path.name not in left_out and path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest_in_process(path, tuple(_state(path))) for path in files}
+
+
+@lru_cache(4096)
 def _digest_in_process(path: Path, state: tuple[int, ...]) -> str:
     return sha256_of(path)
 

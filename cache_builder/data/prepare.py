@@ -16,7 +16,7 @@ from cache_builder.config import CacheExperiment
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.corpus import Corpus
 from cache_builder.data.deployment import Deployment, make_deployment
-from cache_builder.data.digests import content_digests
+from cache_builder.data.digests import check_files, content_digests, files_in
 from cache_builder.data.examples import Split
 from cache_builder.data.splits import data_files, load_splits
 from cache_builder.data.tokenising import build_corpus
@@ -74,9 +74,12 @@ def prepare_tokenizer(experiment: CacheExperiment, train: Split, inputs: dict[st
     started = folder / STARTED_FILE
     if started.is_file() and OLDER_RECORD in json.loads(started.read_text(encoding="utf-8")):
         return load_tokenizer(str(folder))  # whether the data is still the same shows when the corpus is made again
-    if stage_result(folder, {"train_vocab_size": size, **inputs}) is None:
+    result = stage_result(folder, {"train_vocab_size": size, **inputs})
+    if result is None:
         train_tokenizer(_texts(train), size, folder)
-        finish_stage(folder, {})
+        finish_stage(folder, {"files": files_in(folder, leave_out=[STARTED_FILE])})
+    else:
+        check_files(folder, result.get("files", {}), "the tokenizer", "remove the folder to make it again")
     return load_tokenizer(str(folder))
 
 

@@ -19,7 +19,7 @@ from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ConfigError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at, put_in
 from cache_builder.models.placement import loading_options
-from cache_builder.models.weights import check_loaded, has_weights, in_a_layer
+from cache_builder.models.weights import check_as_saved, check_loaded, has_weights, in_a_layer
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
@@ -48,11 +48,14 @@ def load_model(
 
     Raises:
         MissingError: there is no such model.
+        CacheDamagedError: a step of a run saved it, and a file is not as it was saved.
         ModelError: it is not a causal LM that transformers knows, its weights are not safetensors or not just those
             of its config, it does not fit into memory, or the package that its quantisation needs is not installed.
     """
     location = location or config.model
     name, revision = resolve(location)
+    if Path(name).is_dir():
+        check_as_saved(Path(name))
     adapter = adapter_at(name, revision)
     if without_layers is not None and (adapter is not None or not (Path(name).is_dir() and has_weights(Path(name)))):
         raise ModelError(
@@ -156,11 +159,14 @@ def weights_fingerprint(location: str, seed: int) -> str:
 
     Raises:
         MissingError: there is nothing at this location.
+        CacheDamagedError: a step of a run saved it, and a file is not as it was saved.
         ModelError: its weights are in another form than safetensors.
     """
     name, revision = resolve(location)
-    adapter = adapter_at(name, revision)
     folder = Path(name)
+    if folder.is_dir():
+        check_as_saved(folder)
+    adapter = adapter_at(name, revision)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

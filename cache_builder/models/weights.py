@@ -3,6 +3,7 @@
     only config, tokenizer, notes   initialised from the seed, and said so
     *.safetensors                   loaded; a tensor that lacks, is too many or of another shape is refused by name
     anything else                   refused by name: PyTorch's .bin unpickles, .gguf would be converted
+    saved by a step of a run        each file's digest stands in the step's stage.json, and is compared
 
 Random weights where a checkpoint was meant are the worst of all results: everything after them runs, and means nothing.
 """
@@ -10,6 +11,7 @@ Random weights where a checkpoint was meant are the worst of all results: everyt
 from pathlib import Path
 from typing import Any
 
+from cache_builder.data.digests import check_recorded
 from cache_builder.errors import ModelError
 
 _TEXT = (".json", ".jsonl", ".txt", ".md", ".jinja", ".py", ".toml", ".yaml", ".yml", ".png", ".svg")
@@ -35,6 +37,15 @@ def has_weights(folder: Path) -> bool:
             "save_pretrained, or take the file away"
         )
     return False
+
+
+def check_as_saved(folder: Path) -> None:
+    """Compare a model's files with the record of the step that saved it, if that lies beside its folder.
+
+    Raises:
+        CacheDamagedError: a file is missing or has other bytes; or the record is damaged.
+    """
+    check_recorded(folder.parent, f"{folder.name}/", f"the model {folder.name}")
 
 
 def in_a_layer(key: str) -> bool:

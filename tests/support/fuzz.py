@@ -5,7 +5,8 @@
     read        something else is read: only where no digest stands beside the file, and its content is anybody's
     anything else is a failure: the exception goes through
 
-`FOOTSTEPS_STORM=1` runs thousands of cases; a line per test with its counts goes into the file FOOTSTEPS_COUNTS.
+`FOOTSTEPS_STORM=1` runs thousands of cases, or FOOTSTEPS_CASES of each test, others in each run; a line per test with
+its counts goes into the file FOOTSTEPS_COUNTS.
 """
 
 import copy
@@ -40,7 +41,8 @@ ODD = (
 def cases(usual: int, storm: int) -> Callable[[Any], Any]:
     """Set how many cases a test runs; the usual ones are the same in each run."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=storm if STORM else usual, derandomize=not STORM, suppress_health_check=checks)
+    several = int(os.environ.get("FOOTSTEPS_CASES", storm)) if STORM else usual
+    return settings(max_examples=several, derandomize=not STORM, suppress_health_check=checks)
 
 
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache_builder.data.digests import sha256_of
+from cache_builder.data.digests import files_in, sha256_of
 from cache_builder.errors import CacheDamagedError
 from cache_builder.steps import read_record, write_record
 from trainer.methods.schedules import StageChoice
@@ -57,9 +57,7 @@ class TrainState:
 
 def save_state(state: TrainState, checkpoint: Path, global_step: int) -> None:
     """Mark a checkpoint as finished, with the digests of all that is in it."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    digests = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
-    write_record(checkpoint / STATE_FILE, {**asdict(state), "global_step": global_step, "files": digests})
+    write_record(checkpoint / STATE_FILE, {**asdict(state), "global_step": global_step, "files": files_in(checkpoint)})
 
 
 def unmark(checkpoint: Path) -> None:

@@ -255,7 +255,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
             write_json(folder / "plan.json", plan)
             merge_saved(folder, start, seed, prepared.deployment.finish)
             drop_resume_state(folder, trainer.settings.save_at)
-            finish_stage(folder, training_result(trainer.machine.total_steps, saved))
+            finish_stage(folder, training_result(folder, trainer.machine.total_steps, saved))
         trainer.accelerator.wait_for_everyone()
         return folder
 

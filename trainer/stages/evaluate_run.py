@@ -1,6 +1,6 @@
 """Evaluate everything that a run has: the teacher's best checkpoint, the student SFT, and every finished student.
 
-evaluate/<model>/   metrics.json, predictions.jsonl; inputs.json says for which weights and settings
+evaluate/<model>/   metrics.json, predictions.jsonl; inputs.json says for which weights and settings, and their digests
                     harness/<name>.json, where `[evaluate] harness` names tasks of others
 evaluate/base/      the student before training, where it does
 """
@@ -10,6 +10,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -18,9 +20,11 @@ from cache_builder.atomic import write_json
 from cache_builder.build.build import teacher_checkpoints
 from cache_builder.cache.reader import Cache
 from cache_builder.config import ModelConfig
+from cache_builder.data.digests import check_files, sha256_of
 from cache_builder.data.prepare import Prepared
+from cache_builder.errors import CacheDamagedError
 from cache_builder.models.loading import weights_fingerprint
-from cache_builder.steps import STAGE_FILE
+from cache_builder.steps import STAGE_FILE, STARTED_FILE, read_record, write_record
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.harness_tasks import check_harness, describe_harness, run_harness
@@ -35,6 +39,9 @@ EVALUATION_VERSION = 2
 no metrics over all entities."""
 HARNESS_VERSION = 1
 """Of what harness/<name>.json holds."""
+
+
+RESULTS = ("metrics.json", "predictions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,8 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
             "text": experiment.text.model_dump(),
         }
         load = functools.cache(functools.partial(load_on_device, one.model, experiment.run.seed))
-        done = folder / "inputs.json"
-        if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs):
-            done.unlink(missing_ok=True)
+        if not _is_done(folder, inputs):
+            (folder / STARTED_FILE).unlink(missing_ok=True)
             if weights in known:  # the best student is often the last one
                 _copy(experiment, known[weights], one)
             else:
@@ -121,7 +127,8 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, cons
                     which=one.which,
                     console=console,
                 )
-            write_json(done, inputs)
+            files = {name: sha256_of(folder / name) for name in RESULTS}
+            write_record(folder / STARTED_FILE, {**inputs, "files": files})
         known[weights] = one.name
         if one.which != "last":
             _run_harness(experiment, prepared, one, weights, load, console)
@@ -140,12 +147,43 @@ def _run_harness(
     for name in experiment.evaluate.harness:
         path = experiment.output_dir / "evaluate" / one.name / "harness" / f"{name}.json"
         inputs = {"version": HARNESS_VERSION, "weights": weights, **describe_harness(experiment.evaluate)}
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("inputs") == inputs:
+        if (_record(path) or {}).get("inputs") == inputs:
             continue
         console.print(f"evaluate {one.name}: {name}, by lm-evaluation-harness", soft_wrap=True)
         found = run_harness(load(), prepared.deployment.tokenizer, name, experiment.evaluate)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"name": name, "inputs": inputs, **found})
+        write_record(path, {"name": name, "inputs": inputs, **found})
+
+
+def _is_done(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Say whether a model was evaluated with these inputs, and what came of it is there as it was written."""
+    recorded = _record(folder / STARTED_FILE) or {}
+    files = recorded.pop("files", None)
+    if recorded != json.loads(json.dumps(inputs)):
+        return False
+    if files is None:  # a record of before
+        return _record(folder / "metrics.json") is not None
+    try:
+        check_files(folder, files, "the evaluation", "it is made again")
+    except CacheDamagedError as error:
+        _warn(error)
+        return False
+    return True
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """Return a record; None where none is there, or, which is said, a damaged one."""
+    try:
+        return read_record(path)
+    except FileNotFoundError:
+        return None
+    except CacheDamagedError as error:
+        _warn(error)
+        return None
+
+
+def _warn(error: CacheDamagedError) -> None:
+    Console(stderr=True).print(f"warning: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _copy(experiment: Experiment, name: str, one: RunModel) -> None:

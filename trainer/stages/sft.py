@@ -126,5 +126,5 @@ def _train(
                 },
             )
         drop_resume_state(folder, trainer.settings.save_at)
-        finish_stage(folder, training_result(total_steps, progress))
+        finish_stage(folder, training_result(folder, total_steps, progress))
     trainer.accelerator.wait_for_everyone()

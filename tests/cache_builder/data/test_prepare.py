@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, DataError
+from cache_builder.errors import CacheDamagedError, CacheMismatchError, DataError
 from cache_builder.steps import SEAL
 from tests.support.toys import load_toy, write_toy
 
@@ -31,6 +31,17 @@ def test_a_damaged_test_set_is_refused_before_anything_is_made(tmp_path: Path) -
     with pytest.raises(DataError, match=r"test\.jsonl, line 25, .* has no completion"):
         Prepared(experiment)
     assert not (experiment.output_dir / "corpus").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    experiment = load_toy(write_toy(tmp_path, 12))
+    Prepared(experiment)
+    Prepared(experiment)
+    path = experiment.output_dir / "tokenizer" / name
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CacheDamagedError, match=rf"{name} does not have the bytes .*the tokenizer is damaged: remove"):
+        Prepared(experiment)
 
 
 def as_older(folder: Path, data: Path) -> None:

@@ -1,8 +1,10 @@
 """The files of a run folder, each read or named in `missing` with what is wrong with it.
 
-They may be from anybody: what is not of the expected shape is refused by name, and costs no other file.
+They may be from anybody: what is not of the expected shape, or not what its step has recorded, is refused by name, and
+costs no other file.
 """
 
+import hashlib
 import json
 import re
 import tomllib
@@ -14,6 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from cache_builder.errors import MissingError, UserError
+from cache_builder.steps import STAGE_FILE, STARTED_FILE, read_record
 from trainer.losses_file import read_losses
 from trainer.report.run.cache_view import CacheView
 
@@ -155,7 +158,22 @@ def _text(path: Path) -> str:
         raise ValueError("it is not a plain file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read")
-    return path.read_text(encoding="utf-8")
+    content = path.read_bytes()
+    recorded = _recorded(path.parent).get(path.name)
+    if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
+        raise ValueError("it does not have the bytes that its step has recorded")
+    return content.decode()
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return the digests of a folder's files that its step's record has; an older one has none."""
+    for name in (STAGE_FILE, STARTED_FILE):
+        record = folder / name
+        if record.is_file() and record.stat().st_size <= MAX_BYTES:
+            files = read_record(record).get("files")
+            if isinstance(files, dict):
+                return files
+    return {}
 
 
 def _value(text: str) -> Any:

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_builder.config import load_experiment
+from cache_builder.data.digests import sha256_of
 from cache_builder.errors import ConfigError
 from cache_builder.redaction import redact, redacted
+from cache_builder.steps import write_record
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
 from trainer.config import Experiment
@@ -132,6 +134,30 @@ def test_no_damage_to_a_run_file_is_a_traceback(whole: Path, data: st.DataObject
         "\n".join([summary(run, table), *cautions(run, table), *run.missing]).encode()
     finally:
         file.write_bytes(before) if before else file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "record"),
+    [
+        ("distill/td/seed-0/plan.json", "stage.json"),
+        ("distill/td/seed-0/log.json", "stage.json"),
+        ("teacher/checkpoints.json", "stage.json"),
+        ("evaluate/teacher/metrics.json", "inputs.json"),
+        ("evaluate/teacher/predictions.jsonl", "inputs.json"),
+    ],
+)
+def test_what_its_step_has_not_recorded_so_is_named_though_it_can_be_read(
+    file: str, record: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
+    path = run / file
+    write_record(path.with_name(record), {"files": {path.name: sha256_of(path)}})
+    before = read_run(run).missing
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    said = [note for note in read_run(run).missing if note not in before]
+    assert len(said) >= 1 and path.name in said[0] and "not have the bytes that its step has recorded" in said[0]
+    path.with_name(record).write_text("[")
+    assert any(f"{record} is damaged" in note for note in read_run(run).missing)
 
 
 @pytest.mark.parametrize("part", ["evaluate/teacher/metrics.json", "config.toml", "distill/td/seed-0/log.json"])
