@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "llms.txt", *(ROOT / "docs").glob("*.md")])
 ROOMS = sorted(
     path.parent.relative_to(ROOT).as_posix()
     for package in ("cache_builder", "trainer")
@@ -17,10 +17,10 @@ FILES = {path.name for folder in ("cache_builder", "trainer", "tests", "tools") 
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_room_has_a_phrase_in_the_readme_and_a_row_in_the_change_map(room: str) -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_room_has_a_phrase_in_the_tree_and_a_row_in_the_change_map(room: str) -> None:
+    page = (ROOT / "docs" / "design.md").read_text()
     package, name = room.split("/")
-    tree = readme[readme.index(f"\n{package}/ ") :]
+    tree = page[page.index(f"\n{package}/ ") :]
     assert re.search(rf"^  {name}/ +\S", tree, re.MULTILINE)
     assert re.search(rf"^\|.*`{room}/", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
 
@@ -43,3 +43,15 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     missing = [name for name in paths if not (ROOT / name).exists()]
     missing += [name for name in quoted if re.fullmatch(r"\w+\.py", name) and name not in FILES]
     assert not missing
+
+
+@pytest.mark.parametrize("front", ["README.md", "llms.txt"])
+def test_the_front_leads_to_every_page(front: str) -> None:
+    text = (ROOT / front).read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
+
+
+def test_the_readme_is_short_and_has_its_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) < 150
+    assert "\nmake demo " in readme and "\nmake test " in readme
