@@ -179,7 +179,8 @@ class DistillConfig(TrainingConfig):
     init: Literal["base", "sft"] = "base"
     """Where a student starts: as given, or as the student SFT left it."""
     best: str = "held_out"
-    """The best checkpoint: "held_out" (lowest held-out loss), "last", or a checkpoint's name."""
+    """The best checkpoint: "held_out" (lowest held-out loss), "metric" (the best answers to the validation examples, by
+    the mean of its tasks' primary metrics), "last", or a checkpoint's name."""
     select_by: Selection = "loss"
     """What a student's best/ is chosen by, on validation data: "loss", or the mean of its tasks' own primary "metric"s,
     which asks for answers to all validation examples at each held-out loss."""

@@ -19,6 +19,7 @@ from trainer.evaluation.harness_tasks import check_harness
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, wait_for_all
 from trainer.report.page import results_tables, write_report
+from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
@@ -53,6 +54,9 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     cache = open_cache(experiment.cache_url, local_copy=experiment.local_copy)
     if not {name for name, _ in checkpoints} <= set(cache.checkpoints):
         raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
+    if experiment.distill.best == "metric":
+        console.rule("judge the teacher's checkpoints")
+        console.print(f"best: {best_teacher(experiment, prepared, cache)}")
     console.rule("fine-tune the student")
     sft_student(experiment, prepared)
     write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -28,7 +29,7 @@ from trainer.report.page import write_report
 from trainer.report.run.run_reader import read_run
 from trainer.stages.crossfit import write_crossfit_losses
 from trainer.stages.distill import distill
-from trainer.stages.evaluate_run import models_of
+from trainer.stages.evaluate_run import evaluate_run
 from trainer.stages.lora import load_student
 from trainer.stages.student_losses import write_student_losses
 
@@ -203,7 +204,11 @@ def test_what_an_imported_cache_lacks_is_refused_by_method_and_the_rest_is_train
         write_crossfit_losses(experiment, prepared, cache)
     for method in ("cd", "sft"):
         assert (distill(experiment, method, 0, cache, prepared) / "last" / "model.safetensors").is_file()
-    assert "teacher" not in [one.name for one in models_of(experiment, cache)]
+    evaluate_run(experiment, prepared, cache, Console(quiet=True))
+    assert not (experiment.output_dir / "evaluate" / "teacher").exists()
+    asking = experiment.model_copy(update={"distill": experiment.distill.model_copy(update={"best": "metric"})})
+    with pytest.raises(CacheMismatchError, match="its teacher is not there to answer anything"):
+        distill(asking, "sft", 1, cache, prepared)
 
 
 def test_with_the_tail_and_every_true_token_known_every_divergence_and_weighting_works(

@@ -87,8 +87,8 @@ def validation_tasks(
     """
     if not len(validation):
         raise ConfigError(
-            'select_by = "metric" needs validation examples; give data.validation, or a data.validation_fraction above '
-            '0, or set select_by = "loss"'
+            'select_by = "metric" and best = "metric" need validation examples; give data.validation, or a '
+            "data.validation_fraction above 0, or choose by loss"
         )
     rows: dict[str, list[Example]] = {}
     for example in validation:

@@ -15,6 +15,7 @@ student for what the teacher says, at most about log V at the start, and so is o
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -116,14 +117,26 @@ def risk_terms(risks: dict[str, float], student_risk: float) -> tuple[dict[str, 
     return dict(risks), {name: abs(student_risk - risk) for name, risk in risks.items()}
 
 
-def best_checkpoint(checkpoints: Sequence[str], held_out: dict[str, float | None], best: str) -> str:
-    """Return the best checkpoint: by lowest held-out loss, the last one, or the one named; of one, that one.
+def best_checkpoint(
+    checkpoints: Sequence[str],
+    held_out: dict[str, float | None],
+    best: str,
+    metrics: dict[str, float] | None = None,
+) -> str:
+    """Return the best checkpoint: by lowest held-out loss, by highest metric, the last one, or the one named.
+
+    Of equal metrics the lower held-out loss counts, of equal losses the later checkpoint; of one, that one is the best.
 
     Raises:
-        ConfigError: there is no held-out loss to judge by, or no checkpoint of that name.
+        ConfigError: there is no held-out loss or no metric to judge by, or no checkpoint of that name.
     """
     if best == "last":
         return checkpoints[-1]
+    if best == "metric":
+        if metrics is None or not set(checkpoints) <= metrics.keys():
+            raise ConfigError('distill.best = "metric", but the checkpoints have not been judged; run `footsteps run`')
+        known = {name: inf if (loss := held_out.get(name)) is None else loss for name in checkpoints}
+        return max(checkpoints, key=lambda name: (metrics[name], -known[name], checkpoints.index(name)))
     if best != "held_out":
         if best not in checkpoints:
             raise ConfigError(f"distill.best {best!r} is not a checkpoint of the cache: {', '.join(checkpoints)}")

@@ -41,10 +41,11 @@ from trainer.loop.trainer import SequenceTrainer
 from trainer.losses_file import write_losses
 from trainer.methods.methods import Method, get_method
 from trainer.methods.requirements import check_method, kept_by, tail_of
-from trainer.methods.schedules import SCHEDULES, Metric, StageChoice, best_checkpoint, risk_terms
+from trainer.methods.schedules import SCHEDULES, Metric, StageChoice, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
 from trainer.processes import is_main_process, only_run_in
+from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.schedule_terms import Outcomes, Terms, outcomes, probe_terms, student_kl, teacher_kl
@@ -186,7 +187,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
     takes_samples = config.takes_samples(method.name)
     setting = config.tail if method.divergence else "auto"
     tail = tail_of(cache, method.name, setting, takes_samples, config.tail_lambda)
-    best = best_checkpoint(cache.checkpoints, {name: cache.held_out(name) for name in cache.checkpoints}, config.best)
+    best = best_teacher(experiment, prepared, cache)
     chosen_by = selection(experiment, prepared, config.select_by)
     losses = read_aw_losses(experiment, cache) if WEIGHTINGS[method.weighting].adaptive else None
     folder = experiment.output_dir / "distill" / method.name / f"seed-{seed}"

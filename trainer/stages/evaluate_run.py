@@ -29,9 +29,9 @@ from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.harness_tasks import check_harness, describe_harness, run_harness
 from trainer.evaluation.tasks import resolve_tasks
-from trainer.methods.schedules import best_checkpoint
 from trainer.processes import on_main_process, only_run_in
 from trainer.report.model_card import write_model_cards
+from trainer.stages.best_teacher import best_teacher
 from trainer.stages.student_losses import load_on_device, student_sft_folder
 
 EVALUATION_VERSION = 2
@@ -55,17 +55,15 @@ class RunModel:
     which: str | None = None
 
 
-def models_of(experiment: Experiment, cache: Cache) -> Iterator[RunModel]:
-    """Yield the teacher's best checkpoint, the student SFT, and best and last of every finished student.
+def models_of(experiment: Experiment, best: str | None) -> Iterator[RunModel]:
+    """Yield the teacher's checkpoint `best`, the student SFT, and best and last of every finished student.
 
-    The teacher of an imported cache is not there to be one. The student before training comes first where there are
+    The student before training comes first where there are
     tasks of the harness: what is gained or lost is gained or lost against it.
     """
     if experiment.evaluate.harness:
         yield RunModel("base", experiment.student, "base")
-    if cache.manifest.imported is None:
-        held_out = {name: cache.held_out(name) for name in cache.checkpoints}
-        best = best_checkpoint(cache.checkpoints, held_out, experiment.distill.best)
+    if best is not None:
         yield RunModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
     yield RunModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
     for method in experiment.distill.methods:
@@ -85,18 +83,20 @@ def evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, conso
         ConfigError: `evaluate.harness` names what cannot be run.
     """
     check_harness(experiment.evaluate)
+    # The teacher of an imported cache is not there to be evaluated.
+    best = None if cache.manifest.imported is not None else best_teacher(experiment, prepared, cache)
 
     def evaluate() -> None:
         with only_run_in(experiment.output_dir / "evaluate", "evaluating this run"):
-            _evaluate_run(experiment, prepared, cache, console)
+            _evaluate_run(experiment, prepared, list(models_of(experiment, best)), console)
 
     on_main_process(evaluate)
 
 
-def _evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, console: Console) -> None:
+def _evaluate_run(experiment: Experiment, prepared: Prepared, models: list[RunModel], console: Console) -> None:
     tasks = resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     known: dict[str, str] = {}
-    for one in models_of(experiment, cache):
+    for one in models:
         folder = experiment.output_dir / "evaluate" / one.name
         weights = weights_fingerprint(one.model.model, experiment.run.seed)
         inputs = {

@@ -37,7 +37,10 @@ def check_selections(experiment: Experiment, prepared: Prepared) -> None:
     Raises:
         ConfigError, DataError: see `selection`.
     """
-    for select_by in {experiment.distill.select_by, experiment.sft.student.select_by}:
+    asked: set[Selection] = {experiment.distill.select_by, experiment.sft.student.select_by}
+    if experiment.distill.best == "metric":
+        asked.add("metric")
+    for select_by in asked:
         selection(experiment, prepared, select_by)
 
 

@@ -72,6 +72,10 @@ def test_the_best_checkpoint_has_the_lowest_held_out_loss_and_never_the_test_set
     assert best_checkpoint(NAMES, {"early": 0.9, "middle": 0.2, "late": 0.3}, "held_out") == "middle"
     assert best_checkpoint(NAMES, dict.fromkeys(NAMES), "last") == "late"
     assert best_checkpoint(NAMES, dict.fromkeys(NAMES), "early") == "early"
+    losses: dict[str, float | None] = {"early": 0.2, "middle": 0.3, "late": None}
+    assert best_checkpoint(NAMES, losses, "metric", {"early": 0.5, "middle": 0.7, "late": 0.6}) == "middle"
+    assert best_checkpoint(NAMES, losses, "metric", dict.fromkeys(NAMES, 0.5)) == "early"
+    assert best_checkpoint(NAMES, dict.fromkeys(NAMES), "metric", dict.fromkeys(NAMES, 0.5)) == "late"
 
 
 def test_best_is_refused_where_nothing_was_held_out_or_the_name_is_unknown() -> None:

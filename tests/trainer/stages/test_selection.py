@@ -159,7 +159,7 @@ def refused(tmp_path: Path, *overrides: str, validation: list[dict[str, Any]] | 
 
 
 def test_without_validation_rows_a_choice_by_metric_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='select_by = "metric" needs validation examples; give'):
+    with pytest.raises(ConfigError, match='select_by = "metric" and best = "metric" need validation examples; give'):
         refused(tmp_path, "data.validation_fraction=0")
 
 

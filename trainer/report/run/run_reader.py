@@ -63,7 +63,7 @@ def read_run(folder: str | Path, *, remote: bool = False) -> Run:
         corpus_counts=read_counts(folder / "corpus" / "train" / "stage.json"),
         missing=missing,
         sft_logs={model: log for model, path in logs.items() if (log := read_log(path, [], ""))},
-        best=best_of(config, cache, distilled),
+        best=best_of(folder, config, cache, distilled),
         aw_losses=read_aw_losses(folder, config, cache, missing),
         build_costs=build_costs(notes, cache.fingerprint, cache.checkpoints) if cache else {},
         live_teachers=live_or_missing(folder, missing),

@@ -22,6 +22,7 @@ from trainer.report.run.settings import setting
 
 STAGE = TypeAdapter(StageChoice)
 TERMS = TypeAdapter(list[FiniteFloat])
+METRICS = TypeAdapter(dict[str, FiniteFloat])
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,19 @@ def read_aw_losses(
     return AwLosses(student_N, found) if len(found) == len(cache.checkpoints) else None
 
 
-def best_of(config: dict[str, Any], cache: CacheView | None, distilled: Sequence[Distilled]) -> str | None:
+def best_of(
+    folder: Path, config: dict[str, Any], cache: CacheView | None, distilled: Sequence[Distilled]
+) -> str | None:
     """The best checkpoint as most plans have it; else by the settings, and where these cannot say, the last one."""
     if cache is None or not cache.checkpoints:
         return None
     named = Counter(d.best for d in distilled if d.best in cache.checkpoints)
     if named:
         return named.most_common(1)[0][0]
+    judged = read_json(folder / "teacher-metric" / "stage.json", [], "")
     try:
-        return best_checkpoint(cache.checkpoints, cache.held_out, str(setting(config, "distill", "best") or "held_out"))
-    except ConfigError:
+        metrics = METRICS.validate_python(judged["metrics"]) if judged else None
+        by = str(setting(config, "distill", "best") or "held_out")
+        return best_checkpoint(cache.checkpoints, cache.held_out, by, metrics)
+    except (ConfigError, *UNUSABLE):
         return cache.checkpoints[-1]

@@ -8,6 +8,7 @@ import numpy as np
 from trainer.report.parts import RunReport, size
 from trainer.report.results import LABELS, result_table
 from trainer.report.run.records import Run
+from trainer.report.run.settings import setting
 from trainer.report.sections.cautions import cautions
 from trainer.report.sections.changes import changes_sections
 from trainer.report.sections.costs import costs_section
@@ -18,6 +19,13 @@ from trainer.report.sections.summary import summary
 from trainer.report.sections.training import cache_section, training_section
 from trainer.report.sections.weights import weights_section
 from trainer.report.tables import DataTable, Record
+
+BEST_BY = {
+    "held_out": "lowest held-out loss",
+    "metric": "best answers to the validation examples",
+    "last": "the last",
+}
+"""What `distill.best` says of the checkpoint that it chooses; one that is named needs no reason."""
 
 
 def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
@@ -58,6 +66,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("training sequences", f"{run.cache.n_sequences:,}"))
         facts.append(("positions", f"{run.cache.n_positions:,}"))
         facts.append(("checkpoints", str(len(run.cache.checkpoints))))
+        how = BEST_BY.get(str(setting(run.config, "distill", "best")), "named")
+        facts.extend([("the best checkpoint", f"{run.best}, {how}")] if run.best else [])
         if run.cache.checkpoints:
             per_position = np.mean(list(run.cache.bytes.values())) / run.cache.n_positions
             facts.append(("cache, bytes per position", f"{per_position:.1f}"))
