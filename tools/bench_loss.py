@@ -5,6 +5,7 @@ distil           ours: targets of 16 + 8 tokens, forward KL and CE, gradients wr
 distil reverse   ours with reverse KL (the tail as one outcome)
 distil G blocks  ours with the tail by G blocks of ids in place of the samples, for each of --blocks (0: one bucket)
 distil adaptive  ours with a mixture of the largest G of blocks and the samples, weighed at each position
+distil pooled    the same, weighed alike at all positions of a step
 distil compiled  ours with the layers under torch.compile (with --compiled; so also the stock step, sft compiled)
 dense KL         log_softmax over the vocabulary against a dense teacher that costs nothing
 checkpointed     the sparse KL by autograd, chunks of 512 recomputed by torch.utils.checkpoint
@@ -117,6 +118,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
             for blocks in args.blocks
         },
         "distil adaptive": step(distil("forward_kl", most, Tail(by_block=True, sample_weight=None))),
+        "distil pooled": step(distil("forward_kl", most, Tail(by_block=True, sample_weight=0.5, pooled=True))),
         "dense KL": step(lambda: dense(free_teacher_MV)),
         "checkpointed": step(checkpointed),
     }

@@ -200,7 +200,8 @@ class DistillConfig(TrainingConfig):
     """β of jsd: near 0 it leans to forward KL, near 1 to reverse KL."""
     tail: TailSetting = "auto"
     """What stands for the teacher's tail: one outcome ("bucket"), one a block ("blocks"), the stored draws ("samples"),
-    a mixture of outcomes and draws ("mixed", "adaptive"), or the best that the cache keeps ("auto")."""
+    a mixture of outcomes and draws ("mixed"; its share found at each position, "adaptive", or for a step, "pooled"), or
+    the best that the cache keeps ("auto")."""
     tail_lambda: float = Field(0.5, ge=0, le=1)
     """λ of `tail = "mixed"`: the draws' share."""
     window_chunks: int = Field(256, ge=1)

@@ -2,6 +2,8 @@
 
 import html
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from cache_builder.cache.verify import verify_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError, ConfigError
 from cache_builder.storage.local import LocalStore
-from tests.support.toys import load_toy, write_toy
+from tests.support.interruption import stops_at
+from tests.support.paths import ROOT
+from tests.support.students import assert_same_bits, weights
+from tests.support.toys import load_toy, without_dropout, write_toy
 from trainer.cli import main
 from trainer.config import Experiment
 from trainer.stages.distill import distill
@@ -55,6 +60,89 @@ def test_a_run_with_blocks_is_built_verified_trained_and_reported(run: Experimen
     assert "the draws' share of the tail" in page
 
 
+def elsewhere(run: Experiment, folder: Path, **settings: Any) -> Experiment:
+    """The same run with other settings of distillation, in a folder of its own that has what distillation needs."""
+    folder.mkdir(exist_ok=True)
+    for name in ("tokenizer", "corpus", "student", "losses"):
+        (folder / name).symlink_to(run.output_dir / name)
+    update: dict[str, Any] = {"run": run.run.model_copy(update={"output_dir": str(folder)})}
+    changed = run.model_copy(update={**update, "distill": run.distill.model_copy(update=settings)})
+    without_dropout(changed)
+    return changed
+
+
+def lambdas_of(folder: Path) -> list[float]:
+    return [entry["tail_lambda"] for entry in log_of(folder) if "kl" in entry]
+
+
+def test_the_pooled_weight_is_one_for_a_step_however_it_is_divided(run: Experiment, tmp_path: Path) -> None:
+    cache, folders = open_cache(run.cache_url), []
+    for micro in (8, 2):
+        sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+        changed = elsewhere(run, tmp_path / str(micro), tail="pooled", logging_steps=1, **sizes)
+        folders.append(distill(changed, "td+aw", 0, cache, Prepared(changed)))
+    whole, divided = map(lambdas_of, folders)
+    assert whole[0] == 0 and len(set(whole)) > len(whole) / 2 and 0 < max(whole) < 1
+    np.testing.assert_allclose(divided, whole, rtol=1e-2, atol=1e-5)
+    for name, values in weights(folders[0]).items():
+        np.testing.assert_allclose(weights(folders[1])[name], values, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_a_pooled_run_that_was_stopped_goes_on_to_the_same_bits(run: Experiment, tmp_path: Path) -> None:
+    cache = open_cache(run.cache_url)
+    quiet, stopped = (
+        elsewhere(run, tmp_path / name, tail="pooled", save_steps=5, logging_steps=1) for name in ("quiet", "stopped")
+    )
+    expected = distill(quiet, "td", 0, cache, Prepared(quiet))
+    with stops_at(13):
+        distill(stopped, "td", 0, cache, Prepared(stopped))
+    found = distill(stopped, "td", 0, cache, Prepared(stopped))
+    assert_same_bits(found, expected)
+    assert lambdas_of(found)[-1] == lambdas_of(expected)[-1] > 0
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from cache_builder.cache.reader import open_cache
+from cache_builder.config import load_experiment
+from cache_builder.data.prepare import Prepared
+from pathlib import Path
+from trainer.config import Experiment
+from trainer.stages.distill import distill
+experiment = load_experiment(Experiment, Path({config!r}), {overrides!r})
+distill(experiment, "td+aw", 0, open_cache(experiment.cache_url), Prepared(experiment))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_pooled_weights_of_one(run: Experiment, tmp_path: Path) -> None:
+    alone = elsewhere(run, tmp_path / "alone", tail="pooled", logging_steps=1)
+    expected = distill(alone, "td+aw", 0, open_cache(run.cache_url), Prepared(alone))
+    both = elsewhere(run, tmp_path / "both", tail="pooled")
+    overrides = [
+        f"run.output_dir='{both.output_dir}'",
+        f"student.model='{both.student.model}'",
+        f"cache.path='{run.cache_url}'",
+        *BLOCKS,
+        FORWARD,
+        "distill.tail='pooled'",
+        "distill.logging_steps=1",
+        "distill.per_device_train_batch_size=4",
+        "distill.use_cpu=true",
+    ]
+    config = str(run.output_dir.parent / "experiment.toml")
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), config=config, overrides=overrides))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = both.output_dir / "distill" / "td+aw" / "seed-0"
+    np.testing.assert_allclose(lambdas_of(found), lambdas_of(expected), rtol=1e-2, atol=1e-5)
+    for name, values in weights(found).items():
+        np.testing.assert_allclose(values, weights(expected)[name], rtol=0, atol=2e-5, err_msg=name)
+
+
 def test_an_audit_finds_the_cache_and_its_gradient_as_the_teacher_says(run: Experiment) -> None:
     audit = audit_cache(run, teacher_checkpoints(run), sequences=16)
     audit.require_agreement()
@@ -63,7 +151,7 @@ def test_an_audit_finds_the_cache_and_its_gradient_as_the_teacher_says(run: Expe
 
 def test_each_tail_trains_another_student_and_a_finished_one_is_kept_by_its_own_tail(run: Experiment) -> None:
     rest, weights = ("td", 0, open_cache(run.cache_url), Prepared(run)), {}
-    for tail in ("bucket", "blocks", "samples", "mixed"):
+    for tail in ("bucket", "pooled", "blocks", "samples", "mixed"):
         folder = run.output_dir / f"as-{tail}"
         folder.mkdir()
         for name in ("tokenizer", "corpus", "student", "losses"):

@@ -116,11 +116,11 @@ def check_against_reference(
     rtol: float = 1e-9,
     atol: float = 1e-12,
 ) -> None:
-    """Value per position, λ, total, and both gradients."""
+    """Value per position, λ, what moves it, total, and both gradients."""
     inputs = [problem.hidden, problem.weight]
     if problem.head.bias_V is not None:
         inputs.append(problem.head.bias_V)
-    expected, divergence_M, ce_M, sample_weight_M = reference(problem, divergence, t, temperature, tail)
+    expected, divergence_M, ce_M, sample_weight_M, error_V, noise = reference(problem, divergence, t, temperature, tail)
     expected_grads = torch.autograd.grad(expected, inputs)
     output = fused(problem, divergence, t, temperature=temperature, tail=tail, chunk_positions=3)
     grads = torch.autograd.grad(output.loss, inputs)
@@ -128,5 +128,7 @@ def check_against_reference(
     torch.testing.assert_close(output.ce_M.double(), ce_M.detach(), rtol=rtol, atol=atol)
     torch.testing.assert_close(output.sample_weight_M.double(), sample_weight_M, rtol=rtol, atol=atol)
     torch.testing.assert_close(output.loss.double(), expected.detach(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(output.tail_error_V.double(), error_V, rtol=rtol, atol=atol)
+    torch.testing.assert_close(output.tail_noise.double(), noise, rtol=rtol, atol=atol)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad.double(), expected_grad.double(), rtol=rtol, atol=atol)

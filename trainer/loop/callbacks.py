@@ -1,4 +1,4 @@
-"""What happens at the edges of a stage and of a step: teachers, TAID's t, when to save and to evaluate."""
+"""What happens at the edges of a stage and of a step: teachers, TAID's t, the tail's λ, when to save, to evaluate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +53,20 @@ class TaidCallback(TrainerCallback):
         loss = self.reduce(torch.as_tensor(machine.step_divergence).to(args.device)).item()
         machine.saved.taid.update(loss, state.global_step - 1, machine.total_steps, start=self.start)
         machine.step_divergence = 0.0
+
+
+class PooledCallback(TrainerCallback):
+    """Moves the λ of a pooled tail once per optimizer step, by the draws of all processes, for the next step."""
+
+    def __init__(self, machine: StageMachine, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.machine, self.reduce = machine, reduce
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        machine = self.machine
+        assert machine.saved.pooled is not None and machine.step_tail is not None
+        error_V, noise = self.reduce(machine.step_tail).split([len(machine.step_tail) - 1, 1])
+        machine.saved.pooled.update(float(error_V.square().sum(dtype=torch.float64)), float(noise))
+        machine.step_tail = None
 
 
 def _clear_optimizer(optimizer: Any) -> None:

@@ -6,10 +6,11 @@ at an edge  the schedule chooses a teacher; the optimizer forgets; then the load
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from cache_builder.targets.tail import Tail
 from trainer.loop.state import TrainState
 from trainer.methods.schedules import StageChoice
 
@@ -28,6 +29,8 @@ class StageMachine:
     teacher: str | None = None
     step_divergence: torch.Tensor | float = 0.0
     """Sum of this process's divergences of the step so far, each with its share of the step; TAID's rule reads it."""
+    step_tail: torch.Tensor | None = None
+    """This process's `tail_error_V` and, last, `tail_noise` of the step so far; a pooled tail's rule reads them."""
 
     @property
     def total_steps(self) -> int:
@@ -51,3 +54,15 @@ class StageMachine:
             forget()
             self.saved.plan.append(choose_teacher(stage))
         self.teacher = self.saved.plan[stage].choice
+
+    def tail_of_step(self, tail: Tail | None) -> Tail | None:
+        """Return what stands for the tail now: of a pooled one λ is the same in all of a step's micro-batches."""
+        return (
+            tail if tail is None or self.saved.pooled is None else replace(tail, sample_weight=self.saved.pooled.weight)
+        )
+
+    def note_tail(self, error_V: torch.Tensor, noise: torch.Tensor) -> None:
+        """Take what a micro-batch says of a pooled tail."""
+        if self.saved.pooled is not None:
+            found = torch.cat([error_V, noise[None]]).float()
+            self.step_tail = found if self.step_tail is None else self.step_tail + found

@@ -1,7 +1,7 @@
 """What a resumed run must know and must never decide again, and which of its checkpoints are whole.
 
 checkpoint-<step>/   weights, optimizer.pt, scheduler.pt, rng_state*.pth, trainer_state.json
-                     train_state.json: plan, TAID's t, best so far, the digest of each file; sealed, and written last
+                     train_state.json: plan, t, λ, best so far, the digest of each file; sealed, and written last
 
 Without its train_state.json a checkpoint is unfinished, and with a file that is not as it was written it is damaged:
 neither is ever loaded. Training goes on from the newest one that is whole.
@@ -19,6 +19,7 @@ from typing import Any
 from cache_builder.data.digests import files_in, sha256_of
 from cache_builder.errors import CacheDamagedError
 from cache_builder.steps import read_record, write_record
+from trainer.methods.pooled import PooledWeight
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
 
@@ -32,10 +33,12 @@ _NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 @dataclass
 class TrainState:
-    """Saved with every checkpoint: the choices that were made, TAID's t, the best state so far, what it has cost."""
+    """Saved with every checkpoint: choices that were made, TAID's t, the tail's λ, the best state so far, the cost."""
 
     plan: list[StageChoice] = field(default_factory=list)
     taid: TaidState | None = None
+    pooled: PooledWeight | None = None
+    """Of `distill.tail = "pooled"`."""
     best_step: int | None = None
     best_loss: float | None = None
     best_metric: float | None = None
@@ -132,6 +135,7 @@ def _state_of(value: dict[str, Any]) -> TrainState:
     return TrainState(
         plan=[StageChoice(**stage) for stage in value["plan"]],
         taid=TaidState(**value["taid"]) if value["taid"] else None,
+        pooled=PooledWeight(**value["pooled"]) if value.get("pooled") else None,
         best_step=value["best_step"],
         best_loss=value["best_loss"],
         best_metric=None if value.get("best_metric") is None else float(value["best_metric"]),

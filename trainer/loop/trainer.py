@@ -4,7 +4,7 @@
     sampler            yields (teacher, row): no prefetched batch can carry the wrong teacher
     forward            w·D + (1−w)·CE of each sequence, summed, divided by the sequences of the whole accumulated batch
     learning rate      a LambdaLR on the step within the stage
-    checkpoint-<step>  weights, optimizer, RNG, and last train_state.json: plan, TAID's t, best so far, digests
+    checkpoint-<step>  weights, optimizer, RNG, and last train_state.json: plan, t, λ, best so far, digests
 
 Loss of a sequence: the mean over its positions; loss of a step: the mean over its sequences.
 """
@@ -33,7 +33,7 @@ from cache_builder.data.corpus import Corpus
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
 from cache_builder.targets.divergences import DIVERGENCES
-from trainer.loop.callbacks import StageCallback, TaidCallback
+from trainer.loop.callbacks import PooledCallback, StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
@@ -44,6 +44,7 @@ from trainer.loop.settings import LoopSettings, training_arguments
 from trainer.loop.stage_machine import StageMachine
 from trainer.loop.state import TrainState, save_state, unmark
 from trainer.loss.forward import Objective, attach_objective
+from trainer.methods.pooled import PooledWeight
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
 
@@ -70,11 +71,12 @@ class SequenceTrainer(ResumingTrainer):
         step_rows = settings.config.sequences_per_step
         self.rows, self.validation, self.settings, self.vocab_size = rows, validation, settings, len(tokenizer)
         moving = settings.parameter if DIVERGENCES[settings.divergence].moves else None
+        pooled = PooledWeight() if settings.tail is not None and settings.tail.pooled else None
         self.machine = StageMachine(
             stages=settings.stages,
             steps_per_stage=-(-sequences * settings.epochs_per_stage // step_rows),
             steps_per_epoch=max(1, round(sequences / step_rows)),
-            saved=TrainState(taid=None if moving is None else TaidState(moving)),
+            saved=TrainState(taid=None if moving is None else TaidState(moving), pooled=pooled),
         )
         lengths_tokens = np.diff(rows.corpus.token_offsets) if settings.config.length_grouped else None
         self.sampler = StageSampler(self.machine, stream, step_rows, lengths_tokens)
@@ -99,6 +101,8 @@ class SequenceTrainer(ResumingTrainer):
         )
         if moving is not None:
             self.add_callback(TaidCallback(self.machine, moving, lambda loss: self.accelerator.reduce(loss, "sum")))
+        if pooled is not None:
+            self.add_callback(PooledCallback(self.machine, lambda sums: self.accelerator.reduce(sums, "sum")))
         self.loss_is_scaled_for_ga = True
         if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             raise TrainingError(
@@ -223,7 +227,7 @@ class SequenceTrainer(ResumingTrainer):
                 divergence=self.settings.divergence,
                 parameter=self.saved.taid.t if self.saved.taid else self.settings.parameter,
                 temperature=self.settings.temperature,
-                tail=self.settings.tail,
+                tail=self.machine.tail_of_step(self.settings.tail),
             ),
         )
         if not torch.isfinite(output.loss):
@@ -238,6 +242,7 @@ class SequenceTrainer(ResumingTrainer):
         tokens = inputs["attention_mask"].sum().to(sums.dtype)
         sample_weight = (output.sample_weight_M * share_M).sum()
         self._add(torch.cat([sums, torch.stack([weight, steps, tokens, sample_weight])]).detach())
+        self.machine.note_tail(output.tail_error_V, output.tail_noise)
         return output.loss * self.accelerator.num_processes  # DDP and FSDP average over processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -252,7 +257,7 @@ class SequenceTrainer(ResumingTrainer):
             self.pace.restart()
             if self.machine.teacher is not None:
                 logs["kl"] = kl / steps
-                if self.settings.tail is not None and self.settings.tail.sample_weight is None:
+                if self.settings.tail is not None and self.settings.tail.moves:
                     logs["tail_lambda"] = sample_weight / steps
             if self.saved.taid is not None:
                 logs["taid_t"] = self.saved.taid.t

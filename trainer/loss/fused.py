@@ -13,9 +13,10 @@ A block is a run of ids, so its part of the pass is over a slice; the tail as on
 vocabulary. Forward KL with tail samples (temperature 1) takes the target p on the support and P/S on each sample. Its
 gradient q − p̂ is unbiased for the full KL, and so is its value −Σ p̂ log q − H(p), because H(p) is the entropy that the
 cache stores of the full distribution; at one position the value may therefore be negative. A mixture of both tails
-(cache_builder/targets/tail.py) is the mixture of both losses. Every other case is on the outcomes. A temperature T ≠ 1
-tempers both sides there, so that the gradient still vanishes where student and teacher agree (the samples were drawn at
-T = 1 and are left out); the value is times T², the gradient T·(q_T − p_T).
+(cache_builder/targets/tail.py) is the mixture of both losses; of a pooled one λ is given, and what its rule
+(trainer/methods/pooled.py) needs of the positions is summed on the way. Every other case is on the outcomes. A
+temperature T ≠ 1 tempers both sides there, so that the gradient still vanishes where student and teacher agree (the
+samples were drawn at T = 1 and are left out); the value is times T², the gradient T·(q_T − p_T).
 
 Shapes: M positions, C positions of a chunk, D hidden size, V vocabulary, K slots, S tail samples, G blocks of the tail,
 O = K + G outcomes.
@@ -48,6 +49,10 @@ class LossOutput(NamedTuple):
     """[M], detached; of the true token, always at temperature 1."""
     sample_weight_M: Tensor
     """[M], detached; λ, the share of the tail's target that the samples stand for."""
+    tail_error_V: Tensor
+    """[V] of a pooled tail, else [0]; detached; Σ divergence_weight · (the samples' target − that of the outcomes)."""
+    tail_noise: Tensor
+    """Scalar, detached; the part of ‖tail_error_V‖² that the draws' variance alone gives, 0 where it is [0]."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _checked(tail: Tail | None, targets: Targets[Tensor], takes_samples: bool) -
     lacks = {
         "the tail's mass by blocks": tail.by_block and not kept.blocks,
         "tail samples": tail.takes_samples and not kept.samples,
-        "Σ p(v | tail)²": tail.sample_weight is None and not targets.log_collision.shape[1],
+        "Σ p(v | tail)²": (tail.sample_weight is None or tail.pooled) and not targets.log_collision.shape[1],
         "forward KL at temperature 1": tail.takes_samples and not takes_samples,
     }
     for what, lacking in lacks.items():
@@ -156,7 +161,10 @@ class _FusedLoss(torch.autograd.Function):
             if grad_weight_VD is not None:  # the first chunk overwrites the vocabulary's rows
                 grad_weight_VD[head.vocab_size if positions else 0 :] = 0.0
             grad_bias_V = None if bias_V is None or not needs_grad[2] else torch.zeros_like(bias_V, dtype=real)
-            divergence_M, ce_M, sample_weight_M = torch.empty(3, positions, dtype=real, device=hidden_MD.device)
+            divergence_M, ce_M, sample_weight_M, noise_M = torch.empty(
+                4, positions, dtype=real, device=hidden_MD.device
+            )
+            error_V = torch.zeros(head.vocab_size if kind.tail.pooled else 0, dtype=real, device=hidden_MD.device)
             logits_CV = torch.empty(
                 min(chunk_positions, positions), head.vocab_size, dtype=real, device=hidden_MD.device
             )
@@ -165,13 +173,14 @@ class _FusedLoss(torch.autograd.Function):
                 hidden_CD = hidden_MD[chunk].to(compute_VD.dtype)
                 z_CV = project(hidden_CD, head, compute_VD, out=logits_CV[: len(hidden_CD)])
                 slope_CV = None if head.softcap is None else (z_CV / head.softcap).square_().neg_().add_(1.0)
-                divergence_M[chunk], ce_M[chunk], sample_weight_M[chunk] = _to_gradient(
+                divergence_M[chunk], ce_M[chunk], sample_weight_M[chunk], noise_M[chunk] = _to_gradient(
                     z_CV,
                     targets[chunk].in_precision(real),
                     label_M[chunk],
                     divergence_weight_M[chunk].to(real),
                     ce_weight_M[chunk].to(real),
                     kind,
+                    error_V,
                     scale=head.scale,
                 )
                 if slope_CV is not None:
@@ -189,8 +198,9 @@ class _FusedLoss(torch.autograd.Function):
             for grad, value in ((grad_hidden_MD, hidden_MD), (grad_weight_VD, weight_VD), (grad_bias_V, bias_V))
         ]
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_MD, weight_VD, bias_V)]
-        ctx.mark_non_differentiable(divergence_M, ce_M, sample_weight_M)
-        return loss, divergence_M, ce_M, sample_weight_M
+        found = divergence_M, ce_M, sample_weight_M, error_V, noise_M.sum()
+        ctx.mark_non_differentiable(*found)
+        return loss, *found
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -222,9 +232,13 @@ def _to_gradient(
     divergence_weight_C: Tensor,
     ce_weight_C: Tensor,
     kind: _Kind,
+    error_V: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace logits in place by `scale` times the loss's gradient; return the divergence, CE and λ, each [C]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Replace logits in place by `scale` times the loss's gradient; return the divergence, CE, λ and noise, each [C].
+
+    A pooled tail's error is added to `error_V`.
+    """
     temperature, slots = kind.temperature, targets.ids.shape[1]
     edges = targets.edges if kind.tail.by_block else (0, z_CV.shape[1])
     used_CK = targets.logp > -torch.inf
@@ -251,7 +265,7 @@ def _to_gradient(
     ce_C = log_sum_C - (z_label_C - top_C)
 
     logp_CO = outcomes(targets.logp, targets.log_blocks if kind.tail.by_block else targets.log_tail[:, None])
-    sample_weight_C = torch.full_like(ce_C, kind.tail.sample_weight or 0.0)
+    sample_weight_C, noise_C = torch.full_like(ce_C, kind.tail.sample_weight or 0.0), torch.zeros_like(ce_C)
     if kind.tail.takes_samples:
         logq_samples_CS = z_samples_CS - top_C[:, None] - log_sum_C[:, None]
         if kind.tail.sample_weight is None:
@@ -259,9 +273,19 @@ def _to_gradient(
             sample_weight_C = sample_weight(
                 targets, logp_CO[:, slots:], u_CO[:, slots:], logq_samples_CS, norm_CG, edges
             )
-        divergence_C, grad_CO, share_C = sampled_kl(
+        divergence_C, grad_CO, share_C, each_C = sampled_kl(
             logp_CO, u_CO, slots, logq_samples_CS, targets.entropy, sample_weight_C
         )
+        if kind.tail.pooled:
+            # A block holds exp(z − largest), so these weights times it are Σ w · P_g · q(v | block): one more reading.
+            fill_CG = torch.where(sum_CG > 0, logp_CO[:, slots:].exp() / sum_CG, 0.0)
+            for block, part_v, fill_C in zip(
+                blocks, error_V.split([end - start for start, end in pairwise(edges)]), fill_CG.unbind(1), strict=True
+            ):
+                torch.addmv(part_v, block.T, divergence_weight_C * fill_C, alpha=-1.0, out=part_v)
+            drawn_C = divergence_weight_C * each_C
+            error_V.scatter_add_(0, targets.samples.flatten(), drawn_C.repeat_interleave(targets.samples.shape[1]))
+            noise_C = drawn_C.square() * targets.samples.shape[1] * (1 - targets.log_collision[:, 0].exp())
     else:
         # Both sides are tempered, or the gradient would not vanish where they agree: value · T², gradient · T.
         divergence_C, grad_CO = kind.divergence(temper(logp_CO, temperature), temper(u_CO, temperature), kind.parameter)
@@ -280,4 +304,4 @@ def _to_gradient(
     if kind.tail.takes_samples:  # added, not written: a token may be drawn several times
         z_CV.scatter_add_(1, targets.samples, -(divergence_weight_C * share_C)[:, None].expand_as(targets.samples))
     z_CV.scatter_add_(1, label_C[:, None], -ce_weight_C[:, None])
-    return divergence_C, ce_C, sample_weight_C
+    return divergence_C, ce_C, sample_weight_C, noise_C

@@ -33,7 +33,7 @@ def reference_loss(
     temperature: float = 1.0,
     tail: Tail | None = None,
 ) -> LossOutput:
-    """Compute in float64 what `distillation_loss` computes; here all but λ are differentiable."""
+    """Compute in float64 what `distillation_loss` computes; here all but λ are differentiable, and what moves it."""
     q_MV = _student(hidden_MD, head)
     if tail is None:
         kept = Kept(targets.samples.shape[1], targets.log_blocks.shape[1])
@@ -53,7 +53,23 @@ def reference_loss(
     divergence_M = torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
     ce_M = -q_MV.log().gather(1, label_M[:, None])[:, 0]
     loss = (divergence_weight_M * divergence_M + ce_weight_M * ce_M).sum()
-    return LossOutput(loss, divergence_M, ce_M, torch.tensor(weights, dtype=torch.float64))
+    weight_M = torch.tensor(weights, dtype=torch.float64)
+    return LossOutput(loss, divergence_M, ce_M, weight_M, *_pooled(targets, q_MV.detach(), divergence_weight_M, tail))
+
+
+def _pooled(targets: Targets[Tensor], q_MV: Tensor, weight_M: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
+    """Σ w P (draws/S − f) [V], and the sum of its terms' variances over the draws, Σ_v of each."""
+    if not tail.pooled:
+        return q_MV.new_zeros(0), q_MV.new_zeros(())
+    error_V, noise = q_MV.new_zeros(q_MV.shape[1]), q_MV.new_zeros(())
+    for m, q_V in enumerate(q_MV):
+        mass, draws = targets.log_tail[m].double().exp(), targets.samples.shape[1]
+        counts_V = torch.bincount(targets.samples[m], minlength=len(q_V))
+        for inside, block_mass in _blocks(targets, m, len(q_V), tail.by_block):
+            error_V[inside] -= weight_M[m] * block_mass * q_V[inside] / q_V[inside].sum()
+        error_V += weight_M[m] * mass * counts_V / draws
+        noise += (weight_M[m] * mass) ** 2 * (1 - targets.log_collision[m, 0].double().exp()) / draws
+    return error_V, noise
 
 
 def _student(hidden_MD: Tensor, head: Head) -> Tensor:

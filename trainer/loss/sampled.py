@@ -15,8 +15,8 @@ from cache_builder.targets.sparse import Targets
 
 def sampled_kl(
     logp_CO: Tensor, logq_CO: Tensor, slots: int, logq_samples_CS: Tensor, entropy_C: Tensor, sample_weight_C: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward KL where samples stand for a share λ of the tail: value [C], gradient [C, O], what each stands for [C].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Forward KL where samples stand for a share λ of the tail: value [C], gradient [C, O], λP/S and P/S, each [C].
 
     The gradient's tail is that of the outcomes: the samples' own − λP/S is a matter of single tokens.
     """
@@ -28,7 +28,7 @@ def sampled_kl(
     sampled_C = -cross_CK.sum(1) - share_C * logq_samples_CS.sum(1) - entropy_C
     grad_CO[:, slots:] = q_CO[:, slots:] - (1 - sample_weight_C[:, None]) * p_CO[:, slots:]
     # λ = 0 and λ = 1 are the outcomes and the samples to the bit, here and in lerp.
-    return value_C.lerp(sampled_C, sample_weight_C), grad_CO, sample_weight_C * share_C
+    return value_C.lerp(sampled_C, sample_weight_C), grad_CO, sample_weight_C * share_C, share_C
 
 
 def sample_weight(

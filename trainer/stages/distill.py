@@ -199,7 +199,9 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "base": weights_fingerprint(experiment.student.model, seed),
         "training": config.result_options("methods", "seeds", "tail", "tail_lambda"),
         # None where it is what there was before there was a choice, so that older folders are still the same runs'
-        "tail": None if tail == choose_tail("auto", replace(kept_by(cache), blocks=0), takes_samples) else vars(tail),
+        "tail": None
+        if tail == choose_tail("auto", replace(kept_by(cache), blocks=0), takes_samples)
+        else tail.record(),
         "cache": cache.fingerprint,
         "checkpoints": {name: cache.checkpoint(name).identity.weights_fingerprint for name in cache.checkpoints},
         "best": best,

@@ -21,12 +21,13 @@ from tests.support.loss_problems import (
 )
 
 EDGES = (0, 2, 3, 9, 16, VOCABULARY)
-SETTINGS = ("bucket", "blocks", "samples", "mixed", "adaptive")
+SETTINGS = ("bucket", "blocks", "samples", "mixed", "adaptive", "pooled")
 
 
 def tail_of(setting: Any, problem: Any, weight: float = 0.3) -> Tail:
     targets = problem.targets
-    return choose_tail(setting, Kept(targets.samples.shape[1], targets.log_blocks.shape[1]), True, weight)
+    tail = choose_tail(setting, Kept(targets.samples.shape[1], targets.log_blocks.shape[1]), True, weight)
+    return replace(tail, sample_weight=weight) if tail.pooled else tail
 
 
 def grads(problem: Any, **options: Any) -> tuple[torch.Tensor, ...]:
@@ -137,7 +138,7 @@ def test_a_block_that_the_support_fills_and_one_where_the_student_has_almost_not
     check_against_reference(problem, divergence, t, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("setting", ["blocks", "mixed", "adaptive"])
+@pytest.mark.parametrize("setting", ["blocks", "mixed", "adaptive", "pooled"])
 def test_positions_without_a_tail_are_safe(setting: str) -> None:
     problem = make_problem(slots=VOCABULARY, samples=3, edges=EDGES)
     assert problem.targets.log_tail.isneginf().all() and problem.targets.log_blocks.isneginf().all()
@@ -156,6 +157,35 @@ def test_lambda_rises_from_nothing_to_all_as_the_student_leaves_the_teachers_tai
     assert near.mean() < 0.3 < 0.6 < far.mean() and (near >= 0).all() and (far <= 1).all()
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_pooled_tail_has_the_loss_of_the_mixed_one_and_says_how_far_its_ends_are_apart(weight: float) -> None:
+    problem = make_problem(samples=3, edges=EDGES)
+    problem.ce_weight = torch.zeros(POSITIONS)
+    pooled = fused(problem, tail=Tail(True, weight, pooled=True), chunk_positions=2)
+    mixed = fused(problem, tail=Tail(True, weight or 1e-30))
+    torch.testing.assert_close(pooled.divergence_M, mixed.divergence_M)
+    hidden = problem.hidden.detach()
+    problem.hidden = torch.ones_like(hidden).requires_grad_()  # then the head's gradient is the sum over positions
+    problem.weight = problem.weight.detach().requires_grad_()
+    problem.head = replace(problem.head, weight_VD=problem.weight)
+    ends = [grads(problem, tail=Tail(True, end, pooled=True))[1][:VOCABULARY, 0] for end in (0.0, 1.0)]
+    torch.testing.assert_close(fused(problem, tail=Tail(True, 0.0, pooled=True)).tail_error_V, ends[0] - ends[1])
+    for other in (Tail(True), Tail(True, 0.5), Tail(True, None)):
+        assert fused(problem, tail=other).tail_error_V.shape == (0,) and fused(problem, tail=other).tail_noise == 0
+
+
+def test_the_noise_is_what_draws_alone_make_of_the_error() -> None:
+    problem = make_problem(edges=EDGES)
+    found = []
+    for seed in range(400):
+        problem.targets = sparse(problem.teacher, 5, 4, torch.Generator().manual_seed(seed), EDGES)
+        output = fused(problem, tail=Tail(True, 0.0, pooled=True))
+        found.append(output.tail_error_V)
+    errors = torch.stack(found)
+    variance = (errors - errors.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(output.tail_noise, variance, rtol=0.1, atol=0)
+
+
 def test_a_tail_that_the_targets_or_the_divergence_cannot_serve_is_refused() -> None:
     plain, blocks = make_problem(samples=0), make_problem(samples=0, edges=EDGES)
     problem = make_problem(samples=2)
@@ -163,12 +193,16 @@ def test_a_tail_that_the_targets_or_the_divergence_cannot_serve_is_refused() -> 
         (plain, Tail(by_block=True), "by blocks"),
         (blocks, Tail(True, 0.5), "tail samples"),
         (problem, Tail(False, None), "p\\(v \\| tail\\)²"),
+        (problem, Tail(False, 0.0, pooled=True), "p\\(v \\| tail\\)²"),
+        (blocks, Tail(True, 0.0, pooled=True), "tail samples"),
     ):
         with pytest.raises(ValueError, match=said):
             fused(lacking, tail=tail)
     for options in ({"divergence": "reverse_kl"}, {"temperature": 2.0}):
         with pytest.raises(ValueError, match="forward KL at temperature 1"):
             fused(problem, tail=Tail(sample_weight=1.0), **options)
+        with pytest.raises(ValueError, match="forward KL at temperature 1"):
+            fused(make_problem(samples=2, edges=EDGES), tail=Tail(True, 0.0, pooled=True), **options)
 
 
 def test_unless_told_the_loss_takes_the_default_tail_of_what_is_kept() -> None:
