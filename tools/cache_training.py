@@ -24,8 +24,9 @@ from torch.nn.functional import one_hot
 from tools.cache_curve import texts
 from tools.cache_curve.facts import DRAWS, Facts, block_of_id, read
 from tools.cache_curve.pairs import small_model, trained
-from tools.cache_curve.stored import Kept, Target, keep, missing
+from tools.cache_curve.stored import Kept, Target, keep, missing, noise
 from tools.measuring import RESULTS, append_rows
+from trainer.methods.pooled import PooledWeight
 
 CSV = "cache_training.csv"
 PASSES = (1, 4, 16, 64)
@@ -39,8 +40,9 @@ TARGETS = {
     for target in (
         Target(16),
         Target(16, "samples", 8),
-        Target(16, blocks=32, edges="mass", block_steps=2),
-        Target(12, "pooled", 4, 32, edges="mass", block_steps=2),
+        Target(16, blocks=32, block_steps=2),
+        Target(12, "pooled", 4, 32, block_steps=2),
+        Target(12, "pooled", 8, 32, block_steps=2),
         Target(0, "samples", 12, peer="RS-KD, 12 draws"),
         Target(16, "adaptive", 8),
         Target(16, blocks=16),
@@ -70,6 +72,7 @@ class Stored:
         self.block_V = block_of_id(target.edges, target.blocks, mean_tail_V)
         self.maps = {target.map: one_hot(self.block_V, target.blocks).float()}
         generator = torch.Generator().manual_seed(seed)
+        self.pooled = PooledWeight()
         self.teacher: list[Facts] = []
         self.kept: list[Kept] = []
         for p_CV, label_C in zip(rows.p, rows.tokens[:, 1:], strict=True):
@@ -78,14 +81,27 @@ class Stored:
             self.teacher.append(facts)
             self.kept.append(keep(target, facts, self.block_V, uniforms[:, :DRAWS]))
 
-    def missing(self, row: int, q_CV: Tensor) -> Tensor:
-        """Return p − p̂ [C, V] of a row for a student's probabilities."""
+    def missing(self, chosen: Tensor, q: Tensor) -> Tensor:
+        """Return p − p̂ [rows, C, V] of a step's rows for a student's probabilities; a pooled λ moves with each step."""
+        pooled = self.target.tail == "pooled"
+        at_0, *at_1 = (
+            torch.stack([self._missing(int(row), q_CV, weight) for row, q_CV in zip(chosen, q, strict=True)])
+            for weight in ((0.0, 1.0) if pooled else (0.0,))
+        )
+        if not pooled:
+            return at_0
+        weight = self.pooled.weight
+        difference_V = (at_0 - at_1[0]).flatten(0, 1).sum(0)
+        variance = sum(float(noise(self.target, self.kept[int(row)]).sum()) for row in chosen)
+        self.pooled.update(float(difference_V.square().sum()), variance)
+        return at_0.lerp(at_1[0], weight)
+
+    def _missing(self, row: int, q_CV: Tensor, weight: float) -> Tensor:
         teacher, kept = self.teacher[row], self.kept[row]
         label_C = torch.zeros(len(q_CV), dtype=torch.int64)
         student = read(q_CV.clone(), label_C, self.maps, self.columns_V, teacher=teacher)
-        ones_V = torch.ones(len(self.columns_V))
-        p_CV = teacher.columns_CX
-        return missing(self.target, kept, student, self.columns_V, ones_V, self.columns_V, p_CV, self.block_V)
+        p_CV, places = teacher.columns_CX, self.columns_V
+        return missing(self.target, kept, student, self.columns_V, places, p_CV, self.block_V, weight)
 
 
 def train(name: str, rows: Rows, held_out: Rows, seed: int, passes: int) -> dict[str, float]:
@@ -105,7 +121,7 @@ def train(name: str, rows: Rows, held_out: Rows, seed: int, passes: int) -> dict
             q = logits.detach().softmax(2)
             gradient = q - rows.p[chosen]
             if stored is not None:
-                gradient += torch.stack([stored.missing(int(row), q_V) for row, q_V in zip(chosen, q, strict=True)])
+                gradient += stored.missing(chosen, q)
             logits.backward(gradient * weight[chosen][..., None] / gradient.shape[:2].numel())
             optimizer.step()
             optimizer.zero_grad()

@@ -9,9 +9,9 @@ from torch.nn.functional import one_hot
 
 from cache_builder.models.lm_head import Head
 from cache_builder.targets.sparse import Targets
-from tools.cache_curve.angles import HeadAngles, angle
+from tools.cache_curve.angles import HeadAngles, PooledAngles, angle
 from tools.cache_curve.facts import DRAWS, Facts, block_of_id, choose_columns, read
-from tools.cache_curve.stored import Kept, Target, keep, missing
+from tools.cache_curve.stored import Kept, Target, keep, missing, noise
 from trainer.loss.fused import distillation_loss
 
 POSITIONS, VOCABULARY, WIDTH = 64, 640, 24
@@ -21,7 +21,7 @@ def distributions(seed: int, scale: float = 2.0) -> Tensor:
     return (scale * torch.randn(POSITIONS, VOCABULARY, generator=torch.Generator().manual_seed(seed))).softmax(1)
 
 
-def error(target: Target, p: Tensor, q: Tensor) -> tuple[Tensor, Kept, Facts]:
+def error(target: Target, p: Tensor, q: Tensor, weight: float = 0.0) -> tuple[Tensor, Kept, Facts]:
     """p − p̂ over the vocabulary, and what it was made of."""
     block_V = block_of_id(target.edges, target.blocks, p.mean(0))
     maps = {target.map: one_hot(block_V, target.blocks).float()}
@@ -30,7 +30,7 @@ def error(target: Target, p: Tensor, q: Tensor) -> tuple[Tensor, Kept, Facts]:
     teacher = read(p.clone(), label, maps, everywhere, uniforms_CS=uniforms[:, DRAWS:])
     student = read(q.clone(), label, maps, everywhere, teacher=teacher)
     kept = keep(target, teacher, block_V, uniforms[:, :DRAWS])
-    found = missing(target, kept, student, everywhere, torch.ones(VOCABULARY), everywhere, p, block_V)
+    found = missing(target, kept, student, everywhere, everywhere, p, block_V, weight)
     return found, kept, teacher
 
 
@@ -61,20 +61,42 @@ def test_every_block_of_the_fill_has_the_teacher_s_mass(edges: str) -> None:
     assert sums.abs().max() < 0.01 < outside.abs().sum(1).min()
 
 
-@pytest.mark.parametrize("tail", ["adaptive", "pooled"])
-def test_where_student_and_teacher_agree_no_weight_goes_to_the_samples(tail: str) -> None:
+def test_where_student_and_teacher_agree_no_weight_goes_to_the_samples() -> None:
     p = distributions(1)
-    mixed, _, _ = error(Target(16, tail, 8), p, p)  # type: ignore[arg-type]
+    mixed, _, _ = error(Target(16, "adaptive", 8), p, p)
     samples, _, _ = error(Target(16, "samples", 8), p, p)
     assert mixed.norm() < 0.25 * samples.norm()
 
 
-def test_over_many_positions_with_one_error_the_pooled_weight_goes_to_the_samples() -> None:
-    p = distributions(1)[:1].expand(POSITIONS, -1)
-    q = p.flip(1)
-    pooled, _, _ = error(Target(16, "pooled", 8), p, q)
-    bucket, _, _ = error(Target(16), p, q)
-    assert pooled.mean(0).norm() < 0.5 * bucket.mean(0).norm()
+def pooled_angles(p: Tensor, q: Tensor) -> tuple[PooledAngles, Tensor, list[Tensor]]:
+    """Of 512 positions that are eight times the 64 given; the full gradient, and the errors at λ = 0 and 1."""
+    target = Target(16, "pooled", 8)
+    p, q = p.repeat(8, 1), q.repeat(8, 1)
+    (one, kept, _), (other, _, _) = (error(target, p, q, weight) for weight in (0.0, 1.0))
+    hidden = torch.randn(len(p), 4, generator=torch.Generator().manual_seed(5))
+    angles = PooledAngles([512], torch.ones(VOCABULARY))
+    full = q - p
+    angles.add(full, full.T @ hidden, (one, other), noise(target, kept), hidden)
+    return angles, hidden, [full, one, other]
+
+
+def test_the_pooled_weight_is_little_where_student_and_teacher_agree_and_rises_with_the_group() -> None:
+    p = distributions(1)
+    near, far = pooled_angles(p, distributions(1, scale=2.02))[0], pooled_angles(p, distributions(2))[0]
+    assert near.weight(64) < 0.1 and near.weight(512) < 0.3
+    assert 0.2 < far.weight(64) < far.weight(512) - 0.2 < 0.8
+
+
+def test_pooled_angles_are_those_of_the_mixed_gradients_written_out() -> None:
+    angles, hidden, (full, one, other) = pooled_angles(distributions(1), distributions(2))
+    for size, found in angles.means().items():
+        weight, expected = angles.weight(size), []
+        for start in range(0, 512, size):
+            rows = slice(start, start + size)
+            mixed = full + (1 - weight) * one + weight * other
+            a, b = ((gradient[rows].T @ hidden[rows]).flatten().double() for gradient in (full, mixed))
+            expected.append(math.degrees(math.acos(torch.nn.functional.cosine_similarity(a, b, 0))))
+        assert found == pytest.approx(sum(expected) / len(expected), abs=1e-3)
 
 
 def test_slots_beyond_the_top_p_are_in_the_tail() -> None:

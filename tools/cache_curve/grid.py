@@ -26,13 +26,12 @@ CANDIDATES = [
     Target(12, "adaptive", 4, 16),
     Target(12, "adaptive", 4, 24, block_steps=4),
     Target(12, "adaptive", 4, 24, shared=8, block_steps=4),
-    Target(12, "pooled", 4, 24, block_steps=4),
+    Target(12, "pooled", 4, 24, block_steps=2),
     Target(12, "pooled", 6, 16, block_steps=2),
     Target(8, "adaptive", 8, 24, block_steps=4),
-    Target(8, "pooled", 8, 24, block_steps=4),
+    Target(8, "pooled", 8, 24, block_steps=2),
     Target(16, blocks=16, edges="mass", block_steps=2),
     Target(16, blocks=32, edges="mass", block_steps=2),
-    Target(12, "pooled", 4, 32, edges="mass", block_steps=2),
 ]
 
 OTHERS = [
@@ -57,18 +56,17 @@ AT_75_BYTES = [
     Target(16, blocks=32, block_steps=2),
     Target(16, blocks=48, edges="mass", block_steps=2),
     Target(20, blocks=32, edges="mass", block_steps=2),
-    Target(16, "pooled", 4, 32, edges="mass", block_steps=2),
-    Target(12, "pooled", 8, 32, edges="mass", block_steps=2),
 ]
-"""What was tried last, around the best of the above."""
+"""What was tried last of blocks alone, around the best of the above."""
 
 DECISION = [
     *YARDSTICKS,
-    Target(16, "adaptive", 8),
     Target(16, blocks=32, block_steps=2),
-    AT_75_BYTES[2],
-    AT_75_BYTES[4],
+    Target(12, "pooled", 8, 32, block_steps=2),
+    Target(12, "pooled", 6, 32, block_steps=2),
+    Target(12, "pooled", 4, 32, block_steps=2),
 ]
+"""What the default is chosen among."""
 
 GRIDS = {
     "decision": DECISION,
@@ -76,5 +74,5 @@ GRIDS = {
     "short": [*YARDSTICKS, *CANDIDATES],
     "peers": PEERS,
     "others": OTHERS,
-    "all": [*YARDSTICKS, *CANDIDATES, *AT_75_BYTES, *OTHERS, *PEERS],
+    "all": [*YARDSTICKS, *CANDIDATES, *AT_75_BYTES, *OTHERS, *PEERS, *DECISION[3:]],
 }

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tools.cache_curve.angles import CHUNK, HeadAngles, angle
+from tools.cache_curve.angles import CHUNK, HeadAngles, PooledAngles, angle
 from tools.cache_curve.facts import DRAWS, Facts, block_of_id, choose_columns, head_of, read
 from tools.cache_curve.grid import GRIDS
 from tools.cache_curve.stored import (
@@ -31,6 +31,7 @@ from tools.cache_curve.stored import (
     head_of_kept,
     keep,
     missing,
+    noise,
     record_planes,
 )
 from tools.measuring import RESULTS, append_rows
@@ -131,30 +132,42 @@ class Student:
         self.kl = float(torch.cat(kl).mean())
 
     def degrees(self, target: Target, kept: list[Kept]) -> dict[str, float]:
-        """Return the angles of a target: `hidden`, and by group size, `all` of the positions the largest."""
+        """Return the angles of a target: `hidden`, and by group size, `all` of the positions the largest.
+
+        A pooled target has each group size's own λ, and that of 512 positions for the hidden states.
+        """
         pair = self.pair
         sizes = sorted({*(size for size in GROUPS if size <= pair.positions), pair.positions})
-        angles = HeadAngles(sizes, pair.columns.weight_X)
+        errors = [(target, 0.0), (target, 1.0)] if target.tail == "pooled" else [(target, 0.0)]
+        pooled = PooledAngles(sizes, pair.columns.weight_X)
+        plain = HeadAngles(sizes, pair.columns.weight_X)
         for number, facts in enumerate(self.facts):
             p_CX = pair.teacher[number].columns_CX
-            error_CX = self._missing(target, kept[number], facts, pair.columns, p_CX)
-            angles.add(self.full_CX[number], self.full_XD[number], error_CX, self.hidden[number])
+            full = self.full_CX[number], self.full_XD[number]
+            missing_CX = [self._missing(*error, kept[number], facts, pair.columns, p_CX) for error in errors]
+            if len(errors) > 1:
+                pooled.add(*full, (missing_CX[0], missing_CX[1]), noise(target, kept[number]), self.hidden[number])
+            else:
+                plain.add(*full, missing_CX[0], self.hidden[number])
+        weight = pooled.weight(CHUNK) if len(errors) > 1 else 0.0
         rows = len(self.first_p)
         first = self._missing(
             target,
+            weight,
             head_of_kept(kept[0], rows),
             head_of(self.facts[0], rows, self.first_q),
             pair.everywhere,
             self.first_p,
         )
-        means = angles.means()
+        means = pooled.means() if len(errors) > 1 else plain.means()
         by_size = {str(size): means[size] for size in (64, *GROUPS) if size in means}
         return {"hidden": angle(self.first_full, first @ self.head_VD), **by_size, "all": means[pair.positions]}
 
-    def _missing(self, target: Target, kept: Kept, facts: Facts, columns: Columns, p_CX: Tensor) -> Tensor:
-        return missing(
-            target, kept, facts, columns.ids_X, columns.weight_X, columns.place_V, p_CX, self.pair.blocks_V[target.map]
-        )
+    def _missing(
+        self, target: Target, weight: float, kept: Kept, facts: Facts, columns: Columns, p_CX: Tensor
+    ) -> Tensor:
+        block_V = self.pair.blocks_V[target.map]
+        return missing(target, kept, facts, columns.ids_X, columns.place_V, p_CX, block_V, weight)
 
 
 def probabilities(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:

@@ -6,8 +6,8 @@
     samples    P/m on each draw
     mixed      (1 − λ) · fill + λ · samples
     adaptive   mixed, λ = B / (B + V/m) at each position    B = ‖p − fill‖², V = 1 − ‖p‖², both of the tail as a whole
-    pooled     mixed, one λ for a chunk, by James and Stein: 1 − v/‖c‖², c = the mean of P (samples − fill),
-               v = what the draws' variance alone gives of it; so an error that positions share counts as it adds up
+    pooled     mixed, one λ for a step, by the trainer's rule (trainer/methods/pooled.py): an error of the fill that the
+               positions of a step share counts as it adds up
     none       nothing, and S renormalised
 
 Written by the book; the fused loss and the format have their own ways. Shares of blocks are rounded to 1/`block_steps`
@@ -150,14 +150,15 @@ def missing(
     kept: Kept,
     student: Facts,
     columns_X: Tensor,
-    weight_X: Tensor,
     place_V: Tensor,
     p_CX: Tensor,
     block_V: Tensor,
+    weight: float = 0.0,
 ) -> Tensor:
     """Return p − p̂ [C, X] on some columns of the vocabulary: the error of the gradient for a student's logits.
 
     `place_V` is a column's place among them, X where it is none; `student` holds its probabilities on the same columns.
+    `weight` is the λ of `pooled`.
     """
     out_CX = torch.empty(len(p_CX), len(columns_X) + 1)
     missing_CX = out_CX[:, :-1]
@@ -168,9 +169,9 @@ def missing(
         logp_CK = logp_CK.log_softmax(1) if target.tail == "none" else logp_CK
     else:
         ratio_CG, weight_C1 = _fill(target, kept, student, block_V)
-        torch.mul(student.columns_CX, ratio_CG[:, block_V[columns_X]], out=missing_CX)
         if target.tail == "pooled":
-            weight_C1 = _pooled(kept, out_CX, place_V, weight_X)
+            weight_C1 = torch.full_like(kept.tail_C1, weight)
+        torch.mul(student.columns_CX, ratio_CG[:, block_V[columns_X]], out=missing_CX)
         missing_CX.mul_((weight_C1 - 1) * kept.tail_C1).add_(p_CX)
     if target.tail in ("samples", "mixed", "adaptive", "pooled"):
         each_CS = (-weight_C1 * kept.tail_C1 / target.samples).expand(kept.draws_CS.shape)
@@ -200,17 +201,9 @@ def _fill(target: Target, kept: Kept, student: Facts, block_V: Tensor) -> tuple[
     return ratio_CG, bias_C1 / (bias_C1 + variance_C1).clamp(min=1e-30)
 
 
-def _pooled(kept: Kept, fill_CX: Tensor, place_V: Tensor, weight_X: Tensor) -> Tensor:
-    """Return the λ [C, 1] of a whole chunk, from its fills; their last column is none of the vocabulary's."""
-    positions, samples = kept.draws_CS.shape
-    each_CS = (kept.tail_C1 / samples).expand(positions, samples)
-    fill_CX[:, -1] = 0.0
-    place_CK = torch.where(kept.used_CK, place_V[kept.ids_CK], fill_CX.shape[1] - 1)
-    difference_X = -(fill_CX.scatter(1, place_CK, 0.0) * kept.tail_C1).sum(0)
-    difference_X.scatter_add_(0, place_V[kept.draws_CS].flatten(), each_CS.flatten())
-    noise = (kept.tail_C1.square() * (1 - kept.squares_C1)).sum() / samples
-    weight = 1 - noise / (difference_X[:-1].square() * weight_X).sum().clamp(min=1e-30)
-    return torch.full_like(kept.tail_C1, max(0.0, float(weight)))
+def noise(target: Target, kept: Kept) -> Tensor:
+    """Return [C] the variance that a position's draws bring into the sum over its step, of p̂ with λ = 1."""
+    return (kept.tail_C1.square() * (1 - kept.squares_C1))[:, 0] / target.samples
 
 
 def record_planes(target: Target, kept: Kept, facts: Facts, vocabulary: int, *, large: bool) -> np.ndarray:
