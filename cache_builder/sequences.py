@@ -53,6 +53,18 @@ class Sequences(Protocol):
         """Return a row's token ids, u32 [T], and completion mask, bool [T]."""
 
 
+class SomeRows:
+    """The sequences `rows` of a corpus, numbered from 0."""
+
+    def __init__(self, corpus: Sequences, rows: np.ndarray) -> None:
+        self.corpus, self.rows = corpus, rows
+        self.token_offsets = np.concatenate([[0], np.cumsum(np.diff(corpus.token_offsets)[rows])])
+
+    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids and completion mask."""
+        return self.corpus.sequence(int(self.rows[row]))
+
+
 class NumberedSequences(Sequences, Protocol):
     """Sequences whose positions are numbered through all rows."""
 

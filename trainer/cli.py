@@ -5,6 +5,7 @@ that `--help` does not wait for torch.
 """
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -100,6 +101,23 @@ def run(config: Path, overrides: tuple[str, ...]) -> None:
     from trainer.run import run_experiment
 
     run_experiment(load(config, overrides), console)
+
+
+@main.command()
+@takes_config
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def shrink(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Make the student out of a larger model's layers, neurons and heads, as [shrink] says."""
+    from cache_builder.data.prepare import Prepared
+    from trainer.stages.shrink import shrink_student, sizes_table
+
+    experiment = load(config, overrides)
+    result = shrink_student(experiment, Prepared(experiment))
+    if as_json and is_main_process():
+        click.echo(json.dumps(result, indent=1))
+    elif not as_json:
+        console.print(sizes_table(result))
+        console.print(f"student: {result['student']['model']}", soft_wrap=True)
 
 
 @main.command()

@@ -1,13 +1,13 @@
 """The whole experiment: what the cache's half reads, and the students, their training and their judgement.
 
 [sft.teacher] [sft.student]   fine-tuning          [distill]    methods and their training
-[student]                     the model            [tasks.*]    how answers are judged      [evaluate]
+[student] [shrink]            the model            [tasks.*]    how answers are judged      [evaluate]
 """
 
 import difflib
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, Section, TeacherConfig
 from cache_builder.targets.divergences import DIVERGENCES
@@ -15,6 +15,7 @@ from cache_builder.targets.tail import SAMPLED, Kept, TailSetting, choose_tail
 from trainer.evaluation.tasks import EvaluateConfig, TaskConfig
 from trainer.methods.methods import get_method
 from trainer.processes import process_count
+from trainer.shrinking.rules import RULES
 from trainer.training_arguments import argument_types
 
 OURS = {
@@ -55,6 +56,30 @@ class LoraSection(Section):
 class StudentConfig(ModelConfig):
     lora: LoraSection | None = None
     """Train adapters instead of the weights."""
+
+
+class ShrinkConfig(Section):
+    """Make the student out of `student.model`, a larger model (docs/shrink.md)."""
+
+    layers: int = Field(ge=1)
+    """How many of its layers stay."""
+    by: str = "influence"
+    """Which: "ends" (the first and the last), "influence" (those that change the hidden states most) or "loss" (take
+    away those that the loss misses least, one after another)."""
+    intermediate_size: int | None = Field(None, ge=1)
+    """How many neurons of each feed-forward stay, those that are most active; all unless given."""
+    key_value_heads: int | None = Field(None, ge=1)
+    """How many groups of attention heads stay, a group being a key-value head and all that share it; all unless
+    given."""
+    sample_sequences: int = Field(64, ge=1)
+    """Training sequences on which this is measured, and held-out ones on which the loss before and after is."""
+
+    @field_validator("by")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        if value not in RULES:
+            raise ValueError(f"there is no rule {value!r}; there are {', '.join(RULES)}")
+        return value
 
 
 class TunedTeacherConfig(TeacherConfig):
@@ -237,6 +262,8 @@ class Experiment(CacheExperiment):
 
     teacher: TunedTeacherConfig
     student: StudentConfig
+    shrink: ShrinkConfig | None = None
+    """Make the student out of `student.model`, a larger model, which this section then says how (docs/shrink.md)."""
     sft: SftPair = SftPair()
     distill: DistillConfig = DistillConfig()
     tasks: dict[str, TaskConfig] = Field({})

@@ -1,17 +1,16 @@
 """The whole way through, a stage at a time; what is complete is skipped, what was interrupted continues.
 
-prepare ─▶ sft teacher ─▶ cache build ─▶ sft student ─▶ losses ─▶ distill (method × seed) ─▶ evaluate ─▶ report
+prepare ─▶ shrink ─▶ sft teacher ─▶ cache build ─▶ sft student ─▶ losses ─▶ distill (method × seed)
+                                                                               ─▶ evaluate ─▶ report
 
 On several processes each builds its part of the cache, all train, and the main one does the rest.
 """
-
-from pathlib import Path
 
 from rich.console import Console
 
 from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.build.work_units import parse_part
-from cache_builder.cache.reader import open_cache
+from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
 from trainer.config import Experiment
@@ -23,8 +22,10 @@ from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
+from trainer.stages.held_out import held_out_losses, held_out_table
 from trainer.stages.selection import check_selections
 from trainer.stages.sft import sft_student, sft_teacher
+from trainer.stages.shrink import shrink_student, sizes_table
 from trainer.stages.student_losses import write_student_losses
 
 
@@ -37,6 +38,9 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     check_harness(experiment.evaluate)
     for line in describe_corpora(prepared):
         console.print(line)
+    if experiment.shrink is not None:  # before anything that takes hours: what it refuses is then known
+        console.rule("shrink the student")
+        console.print(sizes_table(shrink_student(experiment, prepared)))
     if isinstance(experiment.teacher.checkpoints, int):
         console.rule("fine-tune the teacher")
         sft_teacher(experiment, prepared)
@@ -67,15 +71,18 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         for method in experiment.distill.methods:
             console.rule(f"distill: {method}, seed {seed}")
             distill(experiment, method, seed, cache, prepared)
-    console.rule("evaluate")
-    evaluate_run(experiment, prepared, cache, console)
+    judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
+    if judged:
+        console.rule("evaluate")
+        evaluate_run(experiment, prepared, cache, console)
     console.rule("report")
-    on_main_process(lambda: _report(experiment.output_dir, console))
+    on_main_process(lambda: _report(experiment, cache, judged, console))
 
 
-def _report(output_dir: Path, console: Console) -> None:
-    report = write_report([output_dir], None, remote=True)  # the run is the user's own
-    console.print(results_tables(output_dir))
+def _report(experiment: Experiment, cache: Cache, judged: bool, console: Console) -> None:
+    folder = experiment.output_dir
+    report = write_report([folder], None, remote=True)  # the run is the user's own
+    console.print(results_tables(folder) if judged else held_out_table(held_out_losses(experiment, cache)))
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -90,5 +97,7 @@ def describe_corpora(prepared: Prepared) -> list[str]:
         sizes = ", ".join(f"{counts[what]:,} {what}" for what in ("sequences", "tokens", "positions"))
         cut = f"{counts['truncated']:,} prompts truncated, {counts['dropped']:,} examples dropped as too long"
         lines.append(f"{split}: {sizes}; {cut}")
-    lines.append(f"test: {len(prepared.examples['test']):,} examples; vocabulary: {len(prepared.tokenizer):,} tokens")
+    test = len(prepared.examples["test"])
+    judged = f"{test:,} examples" if test else "none, so nothing is judged and models are compared by held-out loss"
+    lines.append(f"test: {judged}; vocabulary: {len(prepared.tokenizer):,} tokens")
     return lines

@@ -84,7 +84,7 @@ def make_plan(experiment: "Experiment", given: dict[str, str | None]) -> "Plan":
         MissingError: the size of a model is not known here.
     """
     from trainer.planning.corpus_size import corpus_size, given_size
-    from trainer.planning.model_size import model_size
+    from trainer.planning.model_size import model_size, shrunk_size
     from trainer.planning.plan import Plan
     from trainer.planning.units import parse_number
 
@@ -94,6 +94,10 @@ def make_plan(experiment: "Experiment", given: dict[str, str | None]) -> "Plan":
     length = parse_number(given.get("length") or str(experiment.text.max_length))
     held_out = experiment.data.validation_fraction
     corpus = given_size(parse_number(positions), share, length, held_out) if positions else corpus_size(experiment)
-    models = given.get("teacher") or experiment.teacher.model, given.get("student") or experiment.student.model
-    teacher, student = (model_size(model, experiment.tokenizer.train_vocab_size) for model in models)
+    rows = experiment.tokenizer.train_vocab_size
+    teacher = model_size(given.get("teacher") or experiment.teacher.model, rows)
+    if experiment.shrink is not None and not given.get("student"):
+        student = shrunk_size(experiment.student.model, experiment.shrink, rows)
+    else:
+        student = model_size(given.get("student") or experiment.student.model, rows)
     return Plan(experiment, corpus, teacher, student)

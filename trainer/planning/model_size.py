@@ -10,15 +10,17 @@ body = the weights that multiply every token: all but embedding tables, the head
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache_builder.errors import MissingError, ModelError
+from cache_builder.errors import MissingError, ModelError, UserError
+from trainer.config import ShrinkConfig
 from trainer.planning.units import parse_number
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?[KMBT]?", re.IGNORECASE)
 _IN_A_NAME = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM](?![A-Za-z0-9])", re.IGNORECASE)
 HEAD_DIM, DEFAULT_VOCABULARY = 128, 128_256
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,24 @@ class ModelSize:
         return 2.0 * positions * self.head
 
 
+def shrunk_size(location: str, shrink: ShrinkConfig, vocabulary: int | None = None) -> ModelSize:
+    """Return the size of what `[shrink]` makes of a model, whose config.json must be on this disk.
+
+    Raises:
+        ConfigError, ModelError: the model cannot be shrunk to that.
+        MissingError: see `model_size`; or only its number of parameters is known, which says nothing of its layers.
+    """
+    source = model_size(location, vocabulary)
+    folder = _config_folder(location)
+    if folder is None:
+        raise MissingError(
+            f"the size of what [shrink] makes of {location!r} is not known here, as its config.json is not; give "
+            "--student a number of parameters such as 50M, or get the model first"
+        )
+    found = _by_config(location, folder, vocabulary, CONFIG, shrink)
+    return replace(found, name=f"{location}, {found.layers} of its {source.layers} layers")
+
+
 def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
     """Return the size of a model: a folder or its config.json, a hub id that is on this disk, or a number such as 8B.
 
@@ -68,17 +88,10 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
     """
     if _NUMBER.fullmatch(location.strip().replace(",", "").replace("_", "")):
         return _by_parameters(location, location, vocabulary, "given, its shape assumed")
-    path = Path(location)
-    if path.name == "config.json":
-        path = path.parent
-    if (path / "config.json").is_file():
-        return _by_config(location, str(path), vocabulary, "config.json")
+    if folder := _config_folder(location):
+        return _by_config(location, folder, vocabulary, CONFIG)
     if location.count("/") == 1 and not location.startswith((".", "/")):
-        name, _, revision = location.partition("@")
-        folder = _on_this_disk(name, revision or None)
-        if folder:
-            return _by_config(location, folder, vocabulary, "config.json")
-        in_name = _IN_A_NAME.search(name.partition("/")[2])
+        in_name = _IN_A_NAME.search(location.partition("@")[0].partition("/")[2])
         if in_name:
             return _by_parameters(location, in_name[0], vocabulary, "the number in its name, shape assumed")
     raise MissingError(
@@ -87,16 +100,39 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
     )
 
 
-def _by_config(location: str, folder: str, vocabulary: int | None, origin: str) -> ModelSize:
+def _config_folder(location: str) -> str | None:
+    """Return the folder of a model's config.json, where it is on this disk."""
+    path = Path(location)
+    if path.name == "config.json":
+        path = path.parent
+    if (path / "config.json").is_file():
+        return str(path)
+    if location.count("/") == 1 and not location.startswith((".", "/")):
+        name, _, revision = location.partition("@")
+        return _on_this_disk(name, revision or None)
+    return None
+
+
+def _by_config(
+    location: str, folder: str, vocabulary: int | None, origin: str, shrink: ShrinkConfig | None = None
+) -> ModelSize:
     """Count the parameters of an empty model: any family that transformers knows."""
     import torch
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from trainer.shrinking.families import Sizes, check_sizes, smaller_config
+
     try:
         config = AutoConfig.from_pretrained(folder)
+        if shrink is not None:
+            sizes = Sizes(shrink.layers, shrink.intermediate_size, shrink.key_value_heads)
+            check_sizes(config, sizes, location)
+            config = smaller_config(config, range(shrink.layers), sizes.intermediate_size, sizes.key_value_heads)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(

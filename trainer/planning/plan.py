@@ -105,6 +105,8 @@ class Plan:
         students = len(distill.methods) * len(distill.seeds)
         sequences, positions = f"{corpus.sequences:,} sequences", f"{corpus.positions:,} positions"
         found = [Stage("corpus", f"{experiment.data.source} data, {corpus.source}", f"{sequences}, {positions}")]
+        if (shrink := experiment.shrink) is not None:
+            found.append(Stage("shrink", self.student.name, f"by {shrink.by}, {shrink.sample_sequences} sequences"))
         if self.fine_tunes:
             steps = f"{sft.teacher.steps(corpus.sequences, sft.teacher.num_train_epochs):,} steps"
             flops = self.training_flops(self.teacher, sft.teacher, sft.teacher.num_train_epochs)

@@ -21,10 +21,10 @@ import numpy as np
 from rich.console import Console
 
 from cache_builder.cache.reader import Cache
-from cache_builder.capture.losses import Sequences
 from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError
+from cache_builder.sequences import SomeRows
 from cache_builder.steps import STARTED_FILE, finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.losses_file import read_losses, write_losses
@@ -42,18 +42,6 @@ class AwLosses:
     student_N: np.ndarray
     teacher: Callable[[str], np.ndarray]
     """By checkpoint, f64 [N]."""
-
-
-class SomeRows:
-    """The sequences `rows` of a corpus, numbered from 0."""
-
-    def __init__(self, corpus: Sequences, rows: np.ndarray) -> None:
-        self.corpus, self.rows = corpus, rows
-        self.token_offsets = np.concatenate([[0], np.cumsum(np.diff(corpus.token_offsets)[rows])])
-
-    def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids and completion mask."""
-        return self.corpus.sequence(int(self.rows[row]))
 
 
 def needs_crossfit(experiment: Experiment) -> bool:

@@ -50,6 +50,7 @@ from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.schedule_terms import Outcomes, Terms, outcomes, probe_terms, student_kl, teacher_kl
 from trainer.stages.selection import selection, training_result
+from trainer.stages.shrink import student_at_start
 from trainer.stages.student_losses import student_sft_folder
 
 LEARNED_BY_HEART = 4.0
@@ -180,7 +181,8 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         CacheMismatchError: the cache was built with another tokenizer, template, length or corpus.
     """
     method = get_method(method_name)
-    start, config = for_training(_start(experiment), experiment.distill)
+    base = student_at_start(experiment, prepared)
+    start, config = for_training(_start(experiment, base), experiment.distill)
     tokenizer = prepared.tokenizer
     check_cache(cache, prepared, experiment)
     check_method(cache, method, config.aw_source)
@@ -196,7 +198,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
         "seed": seed,
         "start": start.model_dump(),
         "weights": weights_fingerprint(start.model, seed),
-        "base": weights_fingerprint(experiment.student.model, seed),
+        "base": weights_fingerprint(base.model, seed),
         "training": config.result_options("methods", "seeds", "tail", "tail_lambda"),
         # None where it is what there was before there was a choice, so that older folders are still the same runs'
         "tail": None
@@ -302,9 +304,9 @@ def _check_corpus_once(cache: Cache) -> None:
 _corpora_checked: set[tuple[str, str]] = set()
 
 
-def _start(experiment: Experiment) -> StudentConfig:
+def _start(experiment: Experiment, base: StudentConfig) -> StudentConfig:
     if experiment.distill.init == "base":
-        return experiment.student
+        return base
     return experiment.student.model_copy(update={"model": str(student_sft_folder(experiment))})
 
 

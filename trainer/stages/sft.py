@@ -27,6 +27,7 @@ from trainer.precision import for_training
 from trainer.processes import only_run_in
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result
+from trainer.stages.shrink import student_at_start
 
 ORDER_CHUNK_POSITIONS = 4096
 
@@ -47,7 +48,8 @@ def fine_tune(
     experiment: Experiment, prepared: Prepared, role: Role, folder: Path, rows: np.ndarray | None = None
 ) -> Path:
     """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
-    model_config: ModelConfig = experiment.teacher.as_trained() if role == "teacher" else experiment.student
+    model_config: ModelConfig
+    model_config = experiment.teacher.as_trained() if role == "teacher" else student_at_start(experiment, prepared)
     model_config, config = for_training(model_config, getattr(experiment.sft, role))
     chosen_by = selection(experiment, prepared, config.select_by) if isinstance(config, StudentSftConfig) else None
     keep = experiment.teacher.checkpoints if role == "teacher" else 0

@@ -11,13 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cache_builder.capture.capture import capture
 from cache_builder.data.batching import Batch, collate
-from cache_builder.errors import MissingError, ModelError
+from cache_builder.errors import ConfigError, MissingError, ModelError
 from cache_builder.models.lm_head import hidden_states_at, verify_head
 from cache_builder.targets.sampling import tail_uniforms
 from cache_builder.targets.sparse import Targets
 from tests.support.paths import ROOT
+from tests.support.shrinkable import tiny
+from trainer.config import ShrinkConfig
 from trainer.loss.fused import distillation_loss
-from trainer.planning.model_size import ModelSize, model_size
+from trainer.planning.model_size import ModelSize, model_size, shrunk_size
+from trainer.shrinking.cut import cut
 
 MODELS = sorted([*ROOT.glob("configs/models/*"), *ROOT.glob("trainer/starting/models/*")])
 ROWS, TOKENS = 3, 40
@@ -146,3 +149,20 @@ def test_a_config_of_no_language_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-thing"}')
     with pytest.raises(ModelError, match="not that of a causal LM"):
         model_size(str(tmp_path))
+
+
+def test_a_shrunk_student_has_the_size_that_shrinking_makes(tmp_path: Path) -> None:
+    tiny("qwen2", tie_word_embeddings=True).save_pretrained(tmp_path)
+    size = shrunk_size(str(tmp_path), ShrinkConfig(layers=3, intermediate_size=5, key_value_heads=1))
+    made = cut(tiny("qwen2", tie_word_embeddings=True), [0, 2, 4], [[1, 2, 3, 4, 5]] * 3, [[1]] * 3)
+    assert size.parameters == sum(parameter.numel() for parameter in made.parameters())
+    assert (size.layers, size.attention) == (3, 2 * 6 * 3)
+    assert size.name.endswith(", 3 of its 5 layers")
+
+
+def test_what_a_shrunk_students_size_cannot_be_known_from_is_refused(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"shrink.layers is 6, but model .* has only 5"):
+        shrunk_size(str(tmp_path), ShrinkConfig(layers=6))
+    with pytest.raises(MissingError, match="what \\[shrink\\] makes of 'org/model-1B' is not known here"):
+        shrunk_size("org/model-1B", ShrinkConfig(layers=6))

@@ -1,0 +1,80 @@
+"""Students that are shrunk out of a larger model, from the config to the table."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.support.shrinkable import save_source
+from tests.support.toys import write_toy
+from trainer.cli import main
+
+PRETRAINED = Path(os.environ.get("FOOTSTEPS_SHARED", "../shared")) / "models" / "stories260K"
+MODELS = ("teacher, stories260K", "student as shrunk", "td, seed 0")
+NAMES, THINGS = ("Tom", "Lily", "Ben", "Mia"), ("ball", "dog", "cake", "hat", "car")
+
+
+def footsteps(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_run_shrinks_the_student_itself_and_trains_and_judges_it(tmp_path: Path) -> None:
+    config = write_toy(tmp_path, examples=60)
+    source = save_source(tmp_path / "source")
+    settings = ["--set", f"student.model='{source}'", "--set", "shrink.layers=2", "--set", "distill.methods=['td']"]
+    settings += ["--set", "teacher.checkpoints=1", "--set", "sft.teacher.num_train_epochs=1"]
+    first = footsteps("shrink", config, *settings, "--json")
+    assert first.exit_code == 0, first.output
+    told = json.loads(first.stdout)
+    assert (told["source"]["layers"], told["student"]["layers"], len(told["layers"])) == (5, 2, 2)
+    result = footsteps("run", config, *settings)
+    assert result.exit_code == 0, result.output
+    assert "shrink the student" in result.output and "td" in result.output
+    run = tmp_path / "run"
+    for folder in ("student/best", "distill/td/seed-0/best"):
+        assert json.loads((run / folder / "config.json").read_text())["num_hidden_layers"] == 2
+    again = footsteps("shrink", config, *settings, "--json")
+    assert json.loads(again.stdout) == told
+    other = footsteps("run", config, *settings, "--set", "shrink.layers=3")
+    assert other.exit_code == 2 and "run/shrunk was made from other settings" in " ".join(other.output.split())
+
+
+@pytest.mark.skipif(not PRETRAINED.is_dir(), reason=f"{PRETRAINED} is not there")
+def test_a_shrunk_student_is_healed_on_plain_texts_from_the_base_teachers_cache(tmp_path: Path) -> None:
+    texts = [
+        f"Once upon a time, there was a little child named {NAMES[row % 4]}. {NAMES[row % 4]} loved to play with a "
+        f"{THINGS[row % 5]}. One day, {NAMES[row % 4]} saw a big {THINGS[row * 3 % 5]} and wanted to share it."
+        for row in range(60)
+    ]
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = tmp_path / "heal.toml"
+    config.write_text(f"""
+[run]
+output_dir = "{tmp_path}/run"
+[data]
+train = "{tmp_path}/general.jsonl"
+[teacher]
+model = "{PRETRAINED}"
+checkpoints = ["{PRETRAINED}"]
+[student]
+model = "{PRETRAINED}"
+[shrink]
+layers = 3
+[sft.student]
+num_train_epochs = 1
+[distill]
+methods = ["td"]
+alpha = 1.0
+learning_rate = 1e-3
+epochs_per_stage = 2
+""")
+    result = footsteps("run", config)
+    assert result.exit_code == 0, result.output
+    assert "test: none" in result.output
+    told = (re.search(rf"^ +{name} +([0-9.]+) *$", result.output, re.MULTILINE) for name in MODELS)
+    teacher, shrunk, healed = (float(found[1]) for found in told if found)
+    assert shrunk > teacher + 1 > healed
+    assert not (tmp_path / "run" / "evaluate").exists()
