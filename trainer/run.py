@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
             console.rule(f"distill: {method}, seed {seed}")
             distill(experiment, method, seed, cache, prepared)
     judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
-    if judged:
+    if judged or experiment.evaluate.harness:
         console.rule("evaluate")
         evaluate_run(experiment, prepared, cache, console)
     console.rule("report")

@@ -25,7 +25,14 @@ def test_run_shrinks_the_student_itself_and_trains_and_judges_it(tmp_path: Path)
     config = write_toy(tmp_path, examples=60)
     source = save_source(tmp_path / "source")
     settings = ["--set", f"student.model='{source}'", "--set", "shrink.layers=2", "--set", "distill.methods=['td']"]
-    settings += ["--set", "teacher.checkpoints=1", "--set", "sft.teacher.num_train_epochs=1"]
+    settings += [
+        "--set",
+        "evaluate.base=true",
+        "--set",
+        "teacher.checkpoints=1",
+        "--set",
+        "sft.teacher.num_train_epochs=1",
+    ]
     first = footsteps("shrink", config, *settings, "--json")
     assert first.exit_code == 0, first.output
     told = json.loads(first.stdout)
@@ -36,6 +43,9 @@ def test_run_shrinks_the_student_itself_and_trains_and_judges_it(tmp_path: Path)
     run = tmp_path / "run"
     for folder in ("student/best", "distill/td/seed-0/best"):
         assert json.loads((run / folder / "config.json").read_text())["num_hidden_layers"] == 2
+    for name in ("base", "teacher_base", "teacher"):
+        assert (run / "evaluate" / name / "metrics.json").is_file(), name
+    assert "teacher base" in result.output and "student base" in result.output
     again = footsteps("shrink", config, *settings, "--json")
     assert json.loads(again.stdout) == told
     other = footsteps("run", config, *settings, "--set", "shrink.layers=3")
@@ -78,3 +88,5 @@ epochs_per_stage = 2
     teacher, shrunk, healed = (float(found[1]) for found in told if found)
     assert shrunk > teacher + 1 > healed
     assert not (tmp_path / "run" / "evaluate").exists()
+    refused = footsteps("evaluate", config)
+    assert refused.exit_code == 2 and "no test examples to evaluate on; give data.test" in refused.output

@@ -65,6 +65,8 @@ class EvaluateConfig(Section):
     """For tasks with choices: write an answer, or take the choice with the highest probability."""
     bootstrap_samples: int = Field(1000, ge=1)
     """Resamples of the test rows behind each 95 % interval."""
+    base: bool = False
+    """Judge the teacher's and the student's models as they are before any training here, too."""
     harness: list[HarnessName] = Field([])
     """Tasks, groups or tags of lm-evaluation-harness, which the student's base, the teacher and the students are run
     on, to see what they have forgotten; needs `footsteps[harness]`."""
@@ -85,7 +87,8 @@ class EvaluateConfig(Section):
 
     def own_tasks(self) -> dict[str, Any]:
         """Return the settings that the answers to the run's own tasks depend on."""
-        return self.model_dump(exclude={name for name in type(self).model_fields if name.startswith("harness")})
+        others = {name for name in type(self).model_fields if name.startswith("harness")}
+        return self.model_dump(exclude={"base", *others})
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from trainer.evaluation.statistics import mean_and_std, paired_bootstrap
-from trainer.report.run.records import STUDENT_SFT, TEACHER, Evaluation, Run
+from trainer.report.run.records import BASE, STUDENT_SFT, TEACHER, TEACHER_BASE, Evaluation, Run
 
 BOOTSTRAP_SAMPLES = 4000
 SIGNIFICANCE = 0.05
 BASELINES = {"majority": "majority class", "empty": "always empty", "prompt": "prompt copied"}
-LABELS = {TEACHER: "teacher SFT", STUDENT_SFT: "student SFT"}
+LABELS = {TEACHER: "teacher SFT", TEACHER_BASE: "teacher base", BASE: "student base", STUDENT_SFT: "student SFT"}
+KINDS = {TEACHER: "teacher", TEACHER_BASE: "base", BASE: "base", STUDENT_SFT: "student"}
+REFERENCES = ("teacher", "base")
+"""Kinds that are no students: never the best, nor tested against the teacher, as each test costs the others power."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line: the teacher, the student SFT model, one method over all of its seeds, or a baseline."""
+    """One line: the teacher, a base model, the student SFT model, one method over all of its seeds, or a baseline."""
 
     label: str
     kind: str
@@ -60,7 +63,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """`tasks` maps a task to its primary metric; `rows` starts with the teacher and the student SFT model."""
+    """`tasks` maps a task to its primary metric; `rows` starts with the teacher, base models and the student SFT."""
 
     tasks: dict[str, str]
     rows: list[ResultRow] = field(default_factory=list)
@@ -71,10 +74,10 @@ class ResultTable:
 def result_table(run: Run, which: str = "best") -> ResultTable:
     """Summarise a run's evaluations; of each distilled student the checkpoint `which`, else the other one."""
     groups: list[tuple[str, str, list[Evaluation]]] = []
-    for model in (TEACHER, STUDENT_SFT):
+    for model, label in LABELS.items():
         evaluation = run.evaluation(model)
         if evaluation:
-            groups.append((LABELS[model], "teacher" if model == TEACHER else "student", [evaluation]))
+            groups.append((label, KINDS[model], [evaluation]))
     groups.extend((method, "method", _of_method(run, method, which)) for method in run.methods())
     groups = [group for group in groups if group[2]]
     tasks = {
@@ -208,7 +211,7 @@ def _with_significance(
     for task in tasks:
         tested: dict[int, Difference] = {}
         for index, (_, kind, evaluations) in enumerate(groups):
-            if kind != "teacher" and task in rows[index].cells:
+            if kind not in REFERENCES and task in rows[index].cells:
                 found = difference(evaluations, [teacher], task)
                 if found is not None:
                     tested[index] = found
@@ -228,7 +231,7 @@ def _with_significance(
 
 def _with_best(rows: list[ResultRow], tasks: dict[str, str]) -> list[ResultRow]:
     """Mark the best student per column, ties included; the teacher is the reference and never marked."""
-    students = [row for row in rows if row.kind != "teacher"]
+    students = [row for row in rows if row.kind not in REFERENCES]
     for task in tasks:
         top = max((row.cells[task].mean for row in students if task in row.cells), default=None)
         for row in students:
@@ -236,7 +239,7 @@ def _with_best(rows: list[ResultRow], tasks: dict[str, str]) -> list[ResultRow]:
                 row.cells[task] = replace(row.cells[task], best=True)
     top = max((row.average for row in students if row.average is not None), default=None)
     return [
-        replace(row, best_average=row.kind != "teacher" and row.average is not None and row.average == top)
+        replace(row, best_average=row.kind not in REFERENCES and row.average is not None and row.average == top)
         for row in rows
     ]
 

@@ -22,7 +22,7 @@ from cache_builder.cache.reader import Cache
 from cache_builder.config import ModelConfig
 from cache_builder.data.digests import check_files, sha256_of
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheDamagedError
+from cache_builder.errors import CacheDamagedError, DataError
 from cache_builder.models.loading import weights_fingerprint
 from cache_builder.steps import STAGE_FILE, STARTED_FILE, read_record, write_record
 from trainer.config import Experiment
@@ -31,7 +31,9 @@ from trainer.evaluation.harness_tasks import check_harness, describe_harness, ru
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.processes import on_main_process, only_run_in
 from trainer.report.model_card import write_model_cards
+from trainer.report.run.records import BASE, TEACHER_BASE
 from trainer.stages.best_teacher import best_teacher
+from trainer.stages.shrink import student_at_start
 from trainer.stages.student_losses import load_on_device, student_sft_folder
 
 EVALUATION_VERSION = 2
@@ -55,14 +57,16 @@ class RunModel:
     which: str | None = None
 
 
-def models_of(experiment: Experiment, best: str | None) -> Iterator[RunModel]:
+def models_of(experiment: Experiment, prepared: Prepared, best: str | None) -> Iterator[RunModel]:
     """Yield the teacher's checkpoint `best`, the student SFT, and best and last of every finished student.
 
-    The student before training comes first where there are
-    tasks of the harness: what is gained or lost is gained or lost against it.
+    The student before training comes first where there are tasks of the harness: what is gained or lost is gained or
+    lost against it. `evaluate.base` asks for it and for the teacher's model before its fine-tuning.
     """
-    if experiment.evaluate.harness:
-        yield RunModel("base", experiment.student, "base")
+    if experiment.evaluate.harness or experiment.evaluate.base:
+        yield RunModel(BASE, student_at_start(experiment, prepared), BASE)
+    if best is not None and experiment.evaluate.base:
+        yield RunModel(TEACHER_BASE, experiment.teacher, TEACHER_BASE)
     if best is not None:
         yield RunModel("teacher", _at(experiment.teacher, dict(teacher_checkpoints(experiment))[best]), "teacher")
     yield RunModel("student_sft", _at(experiment.student, str(student_sft_folder(experiment))), "student_sft")
@@ -81,14 +85,17 @@ def evaluate_run(experiment: Experiment, prepared: Prepared, cache: Cache, conso
 
     Raises:
         ConfigError: `evaluate.harness` names what cannot be run.
+        DataError: there is nothing to judge, neither test examples nor tasks of the harness.
     """
     check_harness(experiment.evaluate)
+    if not len(prepared.examples["test"]) and not experiment.evaluate.harness:
+        raise DataError("there are no test examples to evaluate on; give data.test, or tasks in evaluate.harness")
     # The teacher of an imported cache is not there to be evaluated.
     best = None if cache.manifest.imported is not None else best_teacher(experiment, prepared, cache)
 
     def evaluate() -> None:
         with only_run_in(experiment.output_dir / "evaluate", "evaluating this run"):
-            _evaluate_run(experiment, prepared, list(models_of(experiment, best)), console)
+            _evaluate_run(experiment, prepared, list(models_of(experiment, prepared, best)), console)
 
     on_main_process(evaluate)
 
@@ -108,7 +115,7 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, models: list[RunMo
             "text": experiment.text.model_dump(),
         }
         load = functools.cache(functools.partial(load_on_device, one.model, experiment.run.seed))
-        if not _is_done(folder, inputs):
+        if tasks and not _is_done(folder, inputs):
             (folder / STARTED_FILE).unlink(missing_ok=True)
             if weights in known:  # the best student is often the last one
                 _copy(experiment, known[weights], one)
@@ -151,7 +158,7 @@ def _run_harness(
             continue
         console.print(f"evaluate {one.name}: {name}, by lm-evaluation-harness", soft_wrap=True)
         found = run_harness(load(), prepared.deployment.tokenizer, name, experiment.evaluate)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {"name": name, "inputs": inputs, **found})
 
 

@@ -55,6 +55,20 @@ def test_a_student_that_is_right_where_its_teacher_is_wrong_is_marked_as_above_i
     assert [row.label for row in table.rows if row.cells["t"].best] == ["td"]
 
 
+def test_base_models_are_shown_and_change_nothing_else() -> None:
+    teacher = evaluation("teacher", [1.0] * 20 + [0.0] * 20)
+    students = [
+        evaluation("student_sft", [1.0] * 12 + [0.0] * 28),
+        evaluation("td/seed-0/best", [1.0] * 9 + [0.0] * 31, "td", 0, "best"),
+    ]
+    bases = [evaluation("teacher_base", [1.0] * 40), evaluation("base", [1.0] + [0.0] * 39)]
+    without, shown = result_table(run_with([teacher, *students])), result_table(run_with([teacher, *bases, *students]))
+    assert [row.label for row in shown.rows] == ["teacher SFT", "teacher base", "student base", "student SFT", "td"]
+    assert [row for row in shown.rows if row.kind != "base"] == without.rows
+    for row in (row for row in shown.rows if row.kind == "base"):
+        assert not row.cells["t"].best and not row.cells["t"].mark and not row.best_average
+
+
 def test_the_teacher_is_never_the_best_student() -> None:
     teacher, student = evaluation("teacher", [1.0, 1.0]), evaluation("student_sft", [1.0, 0.0])
     rows = result_table(run_with([teacher, student])).rows

@@ -20,6 +20,7 @@ from trainer.report.run.settings import settings
 
 SELECTED_BY = {"loss": "the lowest loss", "metric": "the highest mean of the primary metrics of its tasks"}
 BASE = "base"
+TEACHER_BASE = "teacher_base"
 """The student before training, where it was evaluated."""
 TEACHER = "teacher"
 STUDENT_SFT = "student_sft"

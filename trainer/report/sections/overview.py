@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer.report.parts import RunReport, size
 from trainer.report.results import LABELS, result_table
-from trainer.report.run.records import Run
+from trainer.report.run.records import STUDENT_SFT, TEACHER, Run
 from trainer.report.run.settings import setting
 from trainer.report.sections.cautions import cautions
 from trainer.report.sections.changes import changes_sections
@@ -58,10 +58,10 @@ def report_of(run: Run, name: str, slug: str, settings: str) -> RunReport:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     facts = []
-    for model, label in LABELS.items():
+    for model in (TEACHER, STUDENT_SFT):
         evaluation = run.evaluation(model)
         if evaluation and evaluation.parameters:
-            facts.append((f"{label.split()[0]}, parameters", size(evaluation.parameters, "B")))
+            facts.append((f"{LABELS[model].split()[0]}, parameters", size(evaluation.parameters, "B")))
     if run.cache:
         facts.append(("training sequences", f"{run.cache.n_sequences:,}"))
         facts.append(("positions", f"{run.cache.n_positions:,}"))

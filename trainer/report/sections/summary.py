@@ -4,13 +4,13 @@ best student ─ distance from its teacher, significant or not ─ against the c
 """
 
 from trainer.report.parts import size
-from trainer.report.results import ResultRow, ResultTable
+from trainer.report.results import REFERENCES, ResultRow, ResultTable
 from trainer.report.run.records import Run
 
 
 def summary(run: Run, results: ResultTable) -> str:
     """Say in a few sentences what the run shows."""
-    students = [row for row in results.rows if row.kind != "teacher" and row.average is not None]
+    students = [row for row in results.rows if row.kind not in REFERENCES and row.average is not None]
     teacher = next((row for row in results.rows if row.kind == "teacher"), None)
     if not students:
         return "No student has been evaluated on every task yet."
