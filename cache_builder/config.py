@@ -201,6 +201,8 @@ class CacheConfig(Section):
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens, padding included, of one forward pass while building; unless given, what suits the device, and for a
     checkpoint that was begun what it was begun with."""
+    packing: bool = False
+    """Put several sequences into a row, kept apart, instead of padding; refused for families that would mix them."""
     local_copy: str | None = None
     """Where `path` is a URL: folder of this machine for chunks that training has read; `<output_dir>/cache-copy` unless
     given. Runs may share it."""
@@ -223,6 +225,12 @@ class CacheExperiment(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     teacher: TeacherConfig
     cache: CacheConfig = CacheConfig()
+
+    @model_validator(mode="after")
+    def _layers_are_run(self) -> Self:
+        if self.cache.packing and self.teacher.hidden_states:
+            raise ValueError('`cache.packing` is for layers, of which teacher.engine = "hidden-states" runs none')
+        return self
 
     @property
     def output_dir(self) -> Path:

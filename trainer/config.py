@@ -123,6 +123,9 @@ class TrainingConfig(Section):
     """Gradients are clipped to this norm."""
     length_grouped: bool = False
     """Give a step sequences of like length, which saves padding; the order is then less random."""
+    packing: bool = False
+    """Put several of a micro-batch's sequences into a row, kept apart, instead of padding; changes speed, never the
+    gradient; refused for families that would mix them."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints to resume from; unless given, at the end of each epoch (of each stage)."""
     eval_steps: int | None = Field(None, ge=1)
@@ -156,7 +159,7 @@ class TrainingConfig(Section):
         How a step's sequences are divided among processes and micro-batches changes nothing; how many there are does.
         """
         how = {"per_device_train_batch_size", "gradient_accumulation_steps", "eval_batch_tokens", "report_to"}
-        how.add("select_by")  # a stage's inputs say more of it
+        how |= {"packing", "select_by"}  # of the latter a stage's inputs say more
         options = self.model_dump(exclude={*how, "save_steps", "logging_steps", *others})
         return {**options, "sequences_per_step": self.sequences_per_step}
 

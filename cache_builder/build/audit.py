@@ -120,8 +120,8 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
     full_gradient: Tensor | None = None
     error_gradient: Tensor | None = None
     lengths = np.diff(cache.corpus.token_offsets)[rows]
-    for chosen in plan_batches(lengths, teacher.batch_tokens):
-        batch = collate(cache.corpus.sequences(rows[chosen]), teacher.pad_id)
+    for chosen in plan_batches(lengths, teacher.batching.tokens):
+        batch = collate(cache.corpus.sequences(rows[chosen]), teacher.batching.pad_id)
         targets = to_torch(cache.read(teacher.name, rows[chosen])).to(teacher.device)
         hidden_p, head_p = hidden_states_at(teacher.model, batch, teacher.vocab_size)
         hidden_q, head_q = hidden_states_at(student.model, batch, teacher.vocab_size)

@@ -144,10 +144,10 @@ def probe_ids(
     return _join(parts)
 
 
-def sequence_losses(batch: Batch, gold: np.ndarray) -> np.ndarray:
-    """Sum −gold [M] over each sequence's positions, in float64: [B]."""
-    sequences = batch["sequence_M"].cpu().numpy()
-    return np.bincount(sequences, weights=-gold.astype(np.float64), minlength=len(batch["input_ids"]))
+def sequence_losses(batch: Batch, gold: np.ndarray, sequences: int) -> np.ndarray:
+    """Sum −gold [M] over the positions of each of a batch's sequences, in float64: [B]."""
+    sequence_M = batch["sequence_M"].cpu().numpy()
+    return np.bincount(sequence_M, weights=-gold.astype(np.float64), minlength=sequences)
 
 
 def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None) -> Iterator[tuple[slice, Tensor]]:

@@ -118,7 +118,7 @@ class StatesTeacher(Teacher):
         self._verified = True
         tokens, completion = corpus.sequence(int(rows[0]))
         states_TD = self.files.read(tokens, self.source.hidden_size)[:_VERIFIED_TOKENS]
-        part = collate([(tokens[:_VERIFIED_TOKENS], completion[:_VERIFIED_TOKENS])], self.pad_id)
+        part = collate([(tokens[:_VERIFIED_TOKENS], completion[:_VERIFIED_TOKENS])], self.batching.pad_id)
         with self.source.serving(states_TD):
             verify_head(self.model, part)
 

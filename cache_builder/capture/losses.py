@@ -6,16 +6,16 @@ import numpy as np
 from rich.progress import track
 
 from cache_builder.capture.capture import sequence_losses
-from cache_builder.data.batching import Batch, collate, plan_batches
+from cache_builder.data.batches import Batching
+from cache_builder.data.batching import Batch
 from cache_builder.sequences import Sequences
 
 
 def corpus_losses(
     gold_logp: Callable[[Batch], np.ndarray],
     corpus: Sequences,
-    pad_id: int,
+    batching: Batching,
     *,
-    batch_tokens: int,
     part: tuple[int, int] = (0, 1),
     description: str | None = None,
 ) -> np.ndarray:
@@ -25,13 +25,13 @@ def corpus_losses(
     """
     index, parts = part
     losses = np.zeros(len(corpus.token_offsets) - 1)
-    batches = plan_batches(np.diff(corpus.token_offsets), batch_tokens)
+    batches = batching.plan(np.diff(corpus.token_offsets))
     rounds = range(-(-len(batches) // parts))
     for turn in track(rounds, description=description) if description else rounds:
         number = turn * parts + index
         rows = batches[min(number, len(batches) - 1)]
-        batch = collate([corpus.sequence(int(row)) for row in rows], pad_id)
-        values = sequence_losses(batch, gold_logp(batch))
+        batch = batching.collate([corpus.sequence(int(row)) for row in rows])
+        values = sequence_losses(batch, gold_logp(batch), len(rows))
         if number < len(batches):
             losses[rows] = values
     return losses

@@ -6,6 +6,7 @@ sequences ─▶ batches of like length ─▶ hidden states ─▶ targets, pro
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, pr
 from cache_builder.capture.losses import corpus_losses
 from cache_builder.capture.probe import batches_of, placed_batches_of, run_probe
 from cache_builder.config import CacheExperiment
+from cache_builder.data.batches import Batching
 from cache_builder.data.batching import Batch
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
@@ -22,6 +24,7 @@ from cache_builder.format.manifest import CheckpointIdentity, TargetOptions
 from cache_builder.models.adapters import SharedBase, adapter_at
 from cache_builder.models.lm_head import read_head
 from cache_builder.models.loading import check_vocabulary, load_model, weights_fingerprint
+from cache_builder.models.packed import packing_of
 from cache_builder.models.placement import default_batch_tokens, describe_dtype, place
 from cache_builder.models.tensor_parallel import load_divided, run_together
 from cache_builder.positions import counts_of, positions_of, rows_between
@@ -70,12 +73,15 @@ class Teacher:
         """
         self.name = name
         self.vocab_size = len(tokenizer)
-        self.pad_id = int(tokenizer.pad_token_id)
         self.base = base or SharedBase()
         self.model = self._load(experiment, location)
         self._asked_batch_tokens = experiment.cache.batch_tokens
-        self.batch_tokens = self._asked_batch_tokens or default_batch_tokens(self.model)
         check_vocabulary(self.model, tokenizer, name)
+        self.batching = Batching(
+            pad_id=int(tokenizer.pad_token_id),
+            tokens=self._asked_batch_tokens or default_batch_tokens(self.model),
+            packing=packing_of(self.model, "cache.packing") if experiment.cache.packing else None,
+        )
         self.device = read_head(self.model, self.vocab_size).weight_VD.device
         self.identity = CheckpointIdentity(
             name=name,
@@ -100,8 +106,9 @@ class Teacher:
 
     def agree_on_batches(self, begun_with: int | None) -> int:
         """Go on with the tokens of a batch that a checkpoint was begun with, unless the config asks for others."""
-        self.batch_tokens = self._asked_batch_tokens or begun_with or self.batch_tokens
-        return self.batch_tokens
+        tokens = self._asked_batch_tokens or begun_with or self.batching.tokens
+        self.batching = replace(self.batching, tokens=tokens)
+        return tokens
 
     def done_with(self, corpus: NumberedSequences, rows: np.ndarray) -> None:
         """Nothing is kept of rows."""
@@ -125,7 +132,7 @@ class Teacher:
         inside_rows = rows_between(corpus.position_offsets, start, end)
         size, k, s = end - start, options.top_k, options.tail_samples
         targets = Targets.blank(size, k, s, options.edges)
-        for rows, batch in batches_of(corpus, inside_rows, self.pad_id, self.batch_tokens):
+        for rows, batch in batches_of(corpus, inside_rows, self.batching):
             positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)
             positions = positions[inside]
@@ -146,7 +153,7 @@ class Teacher:
         """Choose the probe's ids, u32 [M, R]: the top tokens and the gold at every position of `rows`."""
         size = int(counts_of(corpus.position_offsets, rows).sum())
         ids = np.empty((size, min(count, self.vocab_size)), np.uint32)
-        for chosen, places, batch in placed_batches_of(corpus, rows, self.pad_id, self.batch_tokens):
+        for chosen, places, batch in placed_batches_of(corpus, rows, self.batching):
             with naming_the_sequence(self.name, corpus, chosen):
                 ids[places] = probe_ids(self.model, batch, self.vocab_size, ids.shape[1])
         return ids
@@ -160,16 +167,11 @@ class Teacher:
             with naming_the_sequence(self.name, corpus, chosen):
                 return probe_logp(self.model, batch, self.vocab_size, ids_mR)
 
-        return run_probe(read, corpus, rows, ids_MR, self.pad_id, self.batch_tokens)
+        return run_probe(read, corpus, rows, ids_MR, self.batching)
 
     def mean_loss(self, corpus: NumberedSequences) -> float:
         """Return the mean negative log-likelihood per position of a whole corpus, in nats."""
-        losses = corpus_losses(
-            lambda batch: gold_logp(self.model, batch, self.vocab_size),
-            corpus,
-            self.pad_id,
-            batch_tokens=self.batch_tokens,
-        )
+        losses = corpus_losses(lambda batch: gold_logp(self.model, batch, self.vocab_size), corpus, self.batching)
         return float(losses.sum() / corpus.n_positions)
 
 
@@ -197,10 +199,7 @@ def only_positions(batch: Batch, inside: np.ndarray) -> Batch:
     if inside.all():
         return batch
     keep = torch.from_numpy(inside)
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "hidden_index_M": batch["hidden_index_M"][keep],
-        "label_M": batch["label_M"][keep],
-        "sequence_M": batch["sequence_M"][keep],
-    }
+    chosen: Batch = {**batch}
+    for name in ("hidden_index_M", "label_M", "sequence_M"):
+        chosen[name] = batch[name][keep]
+    return chosen

@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, M positions of the batch, ordered by (sequence, t
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -29,12 +29,29 @@ class Batch(TypedDict):
     """[B, T]"""
     attention_mask: torch.Tensor
     """[B, T], by length and never by id, because the pad token may be eos."""
+    position_ids: NotRequired[torch.Tensor]
+    """[B, T], of a packed batch alone (`packing.py`), whose rows hold several sequences; then the model takes these in
+    place of the mask."""
     hidden_index_M: torch.Tensor
     """[M], flat index into [B·T] of the hidden state that predicts the position."""
     label_M: torch.Tensor
     """[M], the true token."""
     sequence_M: torch.Tensor
     """[M], which of the B sequences the position belongs to."""
+
+
+BATCH_KEYS = tuple(Batch.__annotations__)
+
+
+def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Any]:
+    """Return what a model's forward takes of a batch, on a device.
+
+    With position ids there must be neither mask nor cache: transformers looks for packed sequences only without them.
+    """
+    input_ids = batch["input_ids"].to(device)
+    if "position_ids" in batch:
+        return {"input_ids": input_ids, "position_ids": batch["position_ids"].to(device), "use_cache": False}
+    return {"input_ids": input_ids, "attention_mask": batch["attention_mask"].to(device)}
 
 
 def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> Batch:

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from cache_builder.data.batching import Batch
+from cache_builder.data.batching import Batch, model_inputs
 from cache_builder.errors import ModelError
 
 _SCALES: dict[str, tuple[str, int]] = {
@@ -127,10 +127,7 @@ def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[T
     """
     device = input_device(model)
     base = base_of(model)
-    output = base(
-        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
-    )
-    hidden = output.last_hidden_state
+    hidden = base(**{**model_inputs(batch, device), "use_cache": False}).last_hidden_state
     hidden_MD = hidden.flatten(0, 1).index_select(0, batch["hidden_index_M"].to(hidden.device))
     layer = _output_layer(model)
     if _is_sharded(layer):
@@ -164,7 +161,7 @@ def verify_head(model: nn.Module, batch: Batch | None = None) -> None:
         # accelerate wraps a trained model's forward in one autocast that must not be entered twice: the second entry
         # forgets what was before the first, and the process would compute in half precision from then on.
         forward = getattr(model, "_original_forward", model)
-        own = forward(input_ids=probe["input_ids"].to(device), attention_mask=probe["attention_mask"].to(device)).logits
+        own = forward(**model_inputs(probe, device)).logits
         at = probe["hidden_index_M"].to(own.device)
         theirs = own[..., :vocab_size].flatten(0, 1).index_select(0, at).to(ours.device, ours.dtype)
     model.train(was_training)
@@ -182,25 +179,28 @@ def verify_head(model: nn.Module, batch: Batch | None = None) -> None:
     done.add(model)
 
 
-def _tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> Batch:
+def _tokens(input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Batch:
     """Return a batch of which every token that is no padding has a logit to compare."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     index = mask.flatten().nonzero()[:, 0]
     nothing = torch.zeros_like(index)
-    return {
+    tokens: Batch = {
         "input_ids": input_ids,
         "attention_mask": mask,
         "hidden_index_M": index,
         "label_M": nothing,
         "sequence_M": nothing,
     }
+    return tokens if position_ids is None else {**tokens, "position_ids": position_ids}
 
 
 def _part_of(batch: Batch) -> Batch:
     """Take rows from the whole of a batch, padded ones too, and the first tokens of each."""
     step = max(1, len(batch["input_ids"]) // _VERIFIED_ROWS)
     part = slice(None, None, step), slice(0, _VERIFIED_TOKENS)
-    return _tokens(*(batch[name][part][:_VERIFIED_ROWS] for name in ("input_ids", "attention_mask")))
+    packed = ("position_ids",) if "position_ids" in batch else ()
+    names = "input_ids", "attention_mask", *packed
+    return _tokens(*(batch[name][part][:_VERIFIED_ROWS] for name in names))  # type: ignore[literal-required]
 
 
 def _check_width(model: nn.Module, hidden_CD: Tensor, head: Head) -> None:

@@ -32,7 +32,7 @@ from cache_builder.models.placement import local_device, quantisation_of
 
 LONGEST_WAIT = timedelta(days=7)
 """Of the others for the first, which may itself wait for another group's turn with the cache."""
-_STOP, _LOAD, _RUN = range(3)
+_STOP, _LOAD, _RUN, _RUN_PACKED = range(4)
 _group: "Group | None" = None
 
 
@@ -124,14 +124,17 @@ class Group:
             else:
                 assert model is not None
                 tokens = self._receive_tensor(2, first, second).to(local_device())
+                beside = "position_ids" if kind == _RUN_PACKED else "attention_mask"
                 with torch.no_grad():
-                    base_of(model)(input_ids=tokens[0], attention_mask=tokens[1], use_cache=False)
+                    base_of(model)(**{"input_ids": tokens[0], beside: tokens[1]}, use_cache=False)
 
     def _pass_on(self, base: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         # Hooks see the call as it was written; the others need ids and mask, whether they came by place or by name.
         given = signature(base.forward).bind_partial(*args, **inputs).arguments
-        tokens = torch.stack([given["input_ids"], given["attention_mask"]]).to("cpu", torch.int64)
-        self._broadcast(_RUN, *tokens.shape[1:])
+        packed = given.get("attention_mask") is None
+        beside = given["position_ids" if packed else "attention_mask"]
+        tokens = torch.stack([given["input_ids"], beside]).to("cpu", torch.int64)
+        self._broadcast(_RUN_PACKED if packed else _RUN, *tokens.shape[1:])
         distributed.broadcast(tokens, 0, self.control)
         self.listening = False
 

@@ -1,6 +1,6 @@
 """Four processes in two tensor-parallel groups build a cache; forked, so that torch is imported once.
 
-    python -m tests.support.tensor_parallel_processes TEACHING CACHE      each prints nothing; the exit status says all
+    python -m tests.support.tensor_parallel_processes TEACHING CACHE padded|packed      the exit status says all
 
 MASTER_ADDR and MASTER_PORT are as torchrun would set them.
 """
@@ -46,7 +46,7 @@ def start(rank: int) -> int:
 
 
 def build(teaching: Teaching, cache: Path, part: tuple[int, int]) -> None:
-    values = teaching.experiment(cache).model_dump()
+    values = teaching.experiment(cache, packing=sys.argv[3] == "packed").model_dump()
     experiment = CacheExperiment.model_validate({**values, "teacher": {**values["teacher"], "tensor_parallel": SIZE}})
     build_cache(experiment, teaching.corpus, teaching.tokenizer, teaching.checkpoints, teaching.held_out, part=part)
 

@@ -176,7 +176,7 @@ def one_by_one(
     logp = np.empty(len(whole))
     for rows in plan_batches(np.array([len(ids) for ids, _ in whole]), BATCH_TOKENS):
         batch = collate([whole[row] for row in rows], pad)
-        logp[rows] = -sequence_losses(batch, gold_logp(model, batch, vocab_size))
+        logp[rows] = -sequence_losses(batch, gold_logp(model, batch, vocab_size), len(rows))
         scored(rows.tolist())
     return logp
 

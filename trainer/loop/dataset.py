@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from cache_builder.cache.reader import Cache
 from cache_builder.capture.losses import Sequences
-from cache_builder.data.batching import collate
+from cache_builder.data.batching import Batch, collate
+from cache_builder.data.packing import Packing, collate_packed
 from cache_builder.targets.tensors import to_torch
 
 
@@ -18,18 +19,25 @@ class Rows(Dataset[Any]):
 
     def __init__(self, corpus: Sequences, sample_ids: Sequence[str], pad_id: int) -> None:
         self.corpus, self.sample_ids, self.pad_id = corpus, sample_ids, pad_id
+        self.packing: Packing | None = None
+        """How the sequences of a batch share rows; None pads."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def __getitems__(self, items: list[tuple[str | None, int]]) -> dict[str, Any]:
-        """Return one padded batch; `items` are (teacher, row) pairs with one and the same teacher."""
+        """Return one batch; `items` are (teacher, row) pairs with one and the same teacher."""
         rows = [row for _, row in items]
         return {
-            **collate([self.corpus.sequence(row) for row in rows], self.pad_id),
+            **self._collate([self.corpus.sequence(row) for row in rows]),
             "rows_B": torch.tensor(rows),
             "divergence_weight_B": torch.zeros(len(rows)),
         }
+
+    def _collate(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+        if self.packing is None:
+            return collate(sequences, self.pad_id)
+        return collate_packed(sequences, self.pad_id, self.packing)
 
 
 class CachedRows(Rows):

@@ -28,10 +28,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from cache_builder.atomic import new_folder, restore_folder, write_json
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
-from cache_builder.data.batching import Batch
+from cache_builder.data.batches import Batching
+from cache_builder.data.batching import BATCH_KEYS, Batch
 from cache_builder.data.corpus import Corpus
 from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
+from cache_builder.models.packed import packing_of
 from cache_builder.targets.divergences import DIVERGENCES
 from trainer.loop.callbacks import PooledCallback, StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
@@ -47,8 +49,6 @@ from trainer.loss.forward import Objective, attach_objective
 from trainer.methods.pooled import PooledWeight
 from trainer.methods.schedules import StageChoice
 from trainer.methods.taid import TaidState
-
-BATCH_KEYS = ("input_ids", "attention_mask", "hidden_index_M", "label_M", "sequence_M")
 
 
 class SequenceTrainer(ResumingTrainer):
@@ -66,6 +66,7 @@ class SequenceTrainer(ResumingTrainer):
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in settings.config.other_arguments:
             raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
         attach_objective(model, len(tokenizer))
+        rows.packing = packing_of(model, "packing") if settings.config.packing else None
         arguments = training_arguments(settings)
         sequences = len(stream.position_offsets) - 1
         step_rows = settings.config.sequences_per_step
@@ -121,6 +122,11 @@ class SequenceTrainer(ResumingTrainer):
         """What a resumed run must know."""
         return self.machine.saved
 
+    @property
+    def evaluation_batching(self) -> Batching:
+        """What makes the batches that are run without gradients."""
+        return Batching(self.rows.pad_id, self.settings.config.eval_batch_tokens)
+
     def choose_teacher(self, stage: int) -> StageChoice:
         """Decide who teaches a stage; called once per stage, at its first step."""
         return StageChoice(stage, stage * self.machine.steps_per_stage, None)
@@ -172,8 +178,7 @@ class SequenceTrainer(ResumingTrainer):
         losses = corpus_losses(
             lambda batch: self.read(batch, lambda model, batch: gold_logp(model, batch, self.vocab_size)),
             corpus,
-            self.rows.pad_id,
-            batch_tokens=self.settings.config.eval_batch_tokens,
+            self.evaluation_batching,
             part=(self.args.process_index, self.args.world_size),
         )
         return self.accelerator.reduce(torch.from_numpy(losses).to(self.args.device), "sum").cpu().numpy()
@@ -205,13 +210,13 @@ class SequenceTrainer(ResumingTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Count the sequences of the whole accumulated batch, over all processes."""
-        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(len(batch["rows_B"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count[None]).sum()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        sequences = len(inputs["input_ids"])
+        sequences = len(inputs["rows_B"])
         sequence_M = inputs["sequence_M"]
         positions_B = torch.bincount(sequence_M, minlength=sequences)
         share_M = 1.0 / (num_items_in_batch * positions_B[sequence_M])
@@ -219,7 +224,7 @@ class SequenceTrainer(ResumingTrainer):
         weight_M = divergence_weight_B[sequence_M]
         targets = inputs["targets"].to(sequence_M.device) if "targets" in inputs else None
         output = model(
-            **{key: inputs[key] for key in BATCH_KEYS},
+            **{key: inputs[key] for key in BATCH_KEYS if key in inputs},
             objective=Objective(
                 targets=targets,
                 divergence_weight_M=weight_M * share_M,

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from cache_builder.cache.reader import Cache
 from cache_builder.config import ModelConfig
+from cache_builder.data.batches import Batching
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError
 from cache_builder.sequences import SomeRows
@@ -119,19 +120,14 @@ def _judge(
     trained = [(folder / STARTED_FILE).read_text(encoding="utf-8") for folder in folders]
     if stage_result(losses_folder, {"cache": cache.fingerprint, "trained": trained}) is None:
         model_config: ModelConfig = experiment.student if role == "student" else experiment.teacher
-        batch_tokens = getattr(experiment.sft, role).eval_batch_tokens
+        batching = Batching(prepared.tokenizer.pad_token_id, getattr(experiment.sft, role).eval_batch_tokens)
         for number, name in enumerate(names):
             losses_N = np.zeros(len(cache.corpus))
             for folder, unseen in zip(folders, reversed(parts), strict=True):
                 location = folder / "best" if role == "student" else _checkpoints(folder)[number]
                 model = load_on_device(model_config.model_copy(update={"model": str(location)}), experiment.run.seed)
-                losses_N[unseen] = losses_of(
-                    model,
-                    SomeRows(cache.corpus, unseen),
-                    cache.manifest.tokenizer.size,
-                    prepared.tokenizer.pad_token_id,
-                    batch_tokens,
-                )
+                rows = SomeRows(cache.corpus, unseen)
+                losses_N[unseen] = losses_of(model, rows, cache.manifest.tokenizer.size, batching)
             write_losses(_losses_file(experiment, role, name), losses_N, cache.fingerprint)
         finish_stage(losses_folder, {})
     for folder in folders:

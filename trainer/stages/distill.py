@@ -101,8 +101,8 @@ class DistillTrainer(SequenceTrainer):
         def read(_: np.ndarray, batch: Batch, ids_mR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return self.read(batch, lambda model, batch: probe_logp(model, batch, self.vocab_size, ids_mR))
 
-        cache, batch_tokens = self.cache, self.settings.config.eval_batch_tokens
-        probe = run_probe(read, cache.corpus, cache.probe_rows, cache.probe_ids, self.rows.pad_id, batch_tokens)
+        cache = self.cache
+        probe = run_probe(read, cache.corpus, cache.probe_rows, cache.probe_ids, self.evaluation_batching)
         return outcomes(*probe)
 
     def risk_terms(self) -> Terms:

@@ -12,6 +12,7 @@ from cache_builder.cache.reader import Cache
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.config import ModelConfig
+from cache_builder.data.batches import Batching
 from cache_builder.errors import MissingError
 from cache_builder.models.loading import is_model_folder, load_model, weights_fingerprint
 from cache_builder.models.placement import place
@@ -33,9 +34,8 @@ def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> P
                 return
             config = experiment.student.model_copy(update={"model": str(model_folder)})
             model = load_on_device(config, experiment.run.seed)
-            losses = losses_of(
-                model, cache.corpus, cache.manifest.tokenizer.size, pad_id, experiment.sft.student.eval_batch_tokens
-            )
+            batching = Batching(pad_id, experiment.sft.student.eval_batch_tokens)
+            losses = losses_of(model, cache.corpus, cache.manifest.tokenizer.size, batching)
             write_losses(path, losses, cache.fingerprint)
             finish_stage(folder, {"mean": float(losses.mean())})
 
@@ -51,13 +51,12 @@ def student_sft_folder(experiment: Experiment) -> Path:
     return folder
 
 
-def losses_of(model: PreTrainedModel, corpus: Sequences, vocab_size: int, pad_id: int, batch_tokens: int) -> np.ndarray:
+def losses_of(model: PreTrainedModel, corpus: Sequences, vocab_size: int, batching: Batching) -> np.ndarray:
     """Return −Σ log p(gold) of every sequence, f64 [n], nats."""
     return corpus_losses(
         lambda batch: gold_logp(model, batch, vocab_size),
         corpus,
-        pad_id,
-        batch_tokens=batch_tokens,
+        batching,
         description="losses on the training data",
     )
 

@@ -51,6 +51,21 @@ def test_every_target_is_what_the_checkpoint_says_of_its_sequence(teaching: Teac
             assert not (targets.samples[:, :, None] == targets.ids[:, None]).any()
 
 
+def test_a_cache_of_packed_sequences_says_what_one_of_padded_sequences_does(
+    teaching: Teaching, built: Path, tmp_path: Path
+) -> None:
+    assert teaching.build(tmp_path / "cache", packing=True)
+    packed, padded = open_cache(str(tmp_path / "cache")), open_cache(str(built))
+    rows = np.arange(len(padded.corpus))
+    for name in padded.checkpoints:
+        ours, theirs = packed.read(name, rows), padded.read(name, rows)
+        np.testing.assert_array_equal(ours.ids, theirs.ids)
+        np.testing.assert_allclose(ours.logp, theirs.logp, rtol=0, atol=1 / 256)  # a step, where rounding tips it
+        np.testing.assert_allclose(ours.gold, theirs.gold, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(packed.losses(name), padded.losses(name), rtol=0, atol=1e-5)
+        assert packed.held_out(name) == pytest.approx(padded.held_out(name), abs=1e-6)
+
+
 def test_a_cache_with_blocks_is_of_version_3_and_holds_what_the_checkpoint_says_of_each(
     teaching: Teaching, built: Path, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_continued_in_the_batches_it_was_begun_with_unless_other
         )
 
     teacher = load(batch_tokens=None)
-    assert (teacher.batch_tokens, teacher.agree_on_batches(96), teacher.batch_tokens) == (2048, 96, 96)
+    assert (teacher.batching.tokens, teacher.agree_on_batches(96), teacher.batching.tokens) == (2048, 96, 96)
     assert load(batch_tokens=80).agree_on_batches(96) == 80
     note.write_bytes(b"damaged")
     assert teaching.build(cache, only="step-2", batch_tokens=80)

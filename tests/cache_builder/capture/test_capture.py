@@ -129,7 +129,7 @@ def test_the_loss_of_a_sequence_is_the_model_s_own_cross_entropy(make_model):
     sequences = make_sequences()
     batch = make_batch()
     result = captured(model, batch)
-    losses = sequence_losses(batch, result.gold)
+    losses = sequence_losses(batch, result.gold, len(batch["input_ids"]))
     for row, (tokens, completion) in enumerate(sequences):
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         labels = torch.where(torch.from_numpy(completion)[None], ids, -100)
@@ -145,7 +145,7 @@ def test_a_batch_without_positions_is_captured_as_nothing(make_model):
     result = captured(make_model(), batch)
     assert result.ids.shape == (0, 8)
     assert result.samples.shape == (0, 4)
-    assert sequence_losses(batch, result.gold).tolist() == [0.0, 0.0]
+    assert sequence_losses(batch, result.gold, len(batch["input_ids"])).tolist() == [0.0, 0.0]
     assert gold_logp(make_model(), batch, VOCABULARY).shape == (0,)
 
 

@@ -85,7 +85,7 @@ def write_as_run(teaching: Teaching, teacher: Any, files: StateFiles, location: 
     files.begin(RanBy(engine="test", version="1", dtype=dtype, weights_fingerprint=weights_fingerprint(location, 0)))
     corpus = teaching.corpus
     rows = rows_between(corpus.position_offsets, 0, corpus.n_positions)
-    for members, batch in batches_of(corpus, rows, teacher.pad_id, teacher.batch_tokens):
+    for members, batch in batches_of(corpus, rows, teacher.batching):
         for row, states in zip(members, record(teacher.model, final_norm(teacher.model), batch), strict=True):
             files.write(corpus.sequence(int(row))[0], states)
 

@@ -40,9 +40,19 @@ def teaching(
 
 
 @pytest.mark.slow
-def test_two_groups_of_two_processes_build_what_one_process_builds(teaching: Teaching, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", ["padded", "packed"])
+def test_two_groups_of_two_processes_build_what_one_process_builds(
+    teaching: Teaching, tmp_path: Path, batches: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.tensor_parallel_processes", teaching.folder, tmp_path / "divided"],
+        [
+            sys.executable,
+            "-m",
+            "tests.support.tensor_parallel_processes",
+            teaching.folder,
+            tmp_path / "divided",
+            batches,
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -12,7 +12,7 @@ import torch
 
 from cache_builder.cache.reader import Cache
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, TrainingError
+from cache_builder.errors import CacheMismatchError, ModelError, TrainingError
 from tests.support.interruption import stops_at
 from tests.support.paths import ROOT
 from tests.support.students import assert_same_bits, weights
@@ -61,6 +61,28 @@ def test_gradient_checkpointing_changes_memory_and_not_the_weights(toy: Any) -> 
         runs.append(weights(distill(experiment, "td", 0, cache, prepared)))
     for name, values in runs[0].items():
         np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_packed_batches_train_to_the_weights_of_padded_ones(toy: Any) -> None:
+    runs, logs = [], []
+    for packing in ("false", "true"):
+        experiment, cache, prepared = toy(f"distill.packing={packing}", "distill.logging_steps=1")
+        without_dropout(experiment)
+        folder = distill(experiment, "td+aw", 0, cache, prepared)
+        runs.append(weights(folder))
+        logs.append([entry["loss"] for entry in json.loads((folder / "log.json").read_text()) if "loss" in entry])
+    for name, values in runs[0].items():
+        np.testing.assert_allclose(runs[1][name], values, rtol=0, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(logs[1], logs[0], rtol=0, atol=2e-5)
+
+
+def test_packing_a_student_that_would_mix_sequences_is_refused_by_name(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cache, prepared = toy("distill.packing=true")
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    with pytest.raises(ModelError, match=r"mixes packed sequences: .* set packing = false"):
+        distill(experiment, "td", 0, cache, prepared)
 
 
 @pytest.mark.slow
