@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from cache_builder.atomic import new_folder, write_json
 from cache_builder.capture.capture import gold_logp
 from cache_builder.capture.losses import corpus_losses
+from cache_builder.data.batches import Batching
 from cache_builder.data.batching import collate, plan_batches
 from cache_builder.data.corpus import Corpus
 from cache_builder.data.prepare import Prepared
@@ -225,8 +226,7 @@ class _Sample:
         losses = corpus_losses(
             lambda batch: gold_logp(model, batch, len(self.tokenizer)),
             rows,
-            self.tokenizer.pad_token_id,
-            batch_tokens=self.batch_tokens,
+            Batching(self.tokenizer.pad_token_id, self.batch_tokens),
         )
         return float(losses.sum()) / positions
 
