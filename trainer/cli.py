@@ -20,6 +20,7 @@ from cache_builder.errors import ConfigError, UserError, printable, system_messa
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
 from trainer.starting.commands import demo, init
+from trainer.tuning.command import tune as tune_command
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
@@ -240,6 +241,7 @@ def config_help() -> None:
 
 main.add_command(cache_commands)
 main.add_command(plan_command)
+main.add_command(tune_command)
 main.add_command(demo)
 main.add_command(init)
 

@@ -260,6 +260,17 @@ class DistillConfig(TrainingConfig):
         return divergence is not None and DIVERGENCES[divergence].samples and self.temperature == 1.0
 
 
+class TuneConfig(Section):
+    """What `footsteps tune` tries: fields of a section, each with its values."""
+
+    teacher: dict[str, list[Any]] = Field({})
+    """Of [sft.teacher], such as learning_rate = [1e-5, 3e-5]; unless given, rates and epochs around the section's."""
+    student: dict[str, list[Any]] = Field({})
+    """Of [sft.student]."""
+    distill: dict[str, list[Any]] = Field({})
+    """Of [distill]."""
+
+
 class Experiment(CacheExperiment):
     """One TOML file."""
 
@@ -271,6 +282,7 @@ class Experiment(CacheExperiment):
     distill: DistillConfig = DistillConfig()
     tasks: dict[str, TaskConfig] = Field({})
     evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _tail_is_kept(self) -> Self:

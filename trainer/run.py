@@ -38,6 +38,25 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     check_harness(experiment.evaluate)
     for line in describe_corpora(prepared):
         console.print(line)
+    cache = until_distillation(experiment, prepared, console)
+    for seed in experiment.distill.seeds:
+        for method in experiment.distill.methods:
+            console.rule(f"distill: {method}, seed {seed}")
+            distill(experiment, method, seed, cache, prepared)
+    judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
+    if judged or experiment.evaluate.harness:
+        console.rule("evaluate")
+        evaluate_run(experiment, prepared, cache, console)
+    console.rule("report")
+    on_main_process(lambda: _report(experiment, cache, judged, console))
+
+
+def until_distillation(experiment: Experiment, prepared: Prepared, console: Console) -> Cache:
+    """Do every stage between the data and the first distillation, and return the cache.
+
+    Raises:
+        CacheIncompleteError: other builders still work on the cache.
+    """
     if experiment.shrink is not None:  # before anything that takes hours: what it refuses is then known
         console.rule("shrink the student")
         console.print(sizes_table(shrink_student(experiment, prepared)))
@@ -67,16 +86,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     if needs_crossfit(experiment):
         console.rule("cross-fit the losses")
         write_crossfit_losses(experiment, prepared, cache)
-    for seed in experiment.distill.seeds:
-        for method in experiment.distill.methods:
-            console.rule(f"distill: {method}, seed {seed}")
-            distill(experiment, method, seed, cache, prepared)
-    judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
-    if judged or experiment.evaluate.harness:
-        console.rule("evaluate")
-        evaluate_run(experiment, prepared, cache, console)
-    console.rule("report")
-    on_main_process(lambda: _report(experiment, cache, judged, console))
+    return cache
 
 
 def _report(experiment: Experiment, cache: Cache, judged: bool, console: Console) -> None:

@@ -1,7 +1,9 @@
 """What one run of the loop is, and the same as transformers' Trainer takes it."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -10,6 +12,8 @@ from cache_builder.data.deployment import Deployment
 from cache_builder.targets.tail import Tail
 from trainer.config import TrainingConfig
 from trainer.evaluation.selection import ValidationTasks
+
+Watch = Callable[[Sequence[Mapping[str, Any]], int], None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class LoopSettings:
     """What is written beside every model that is saved; None where nobody is to use them."""
     selection: ValidationTasks | None = None
     """What chooses the best state; the held-out loss where it is None."""
+    watch: Watch | None = None
+    """Told the log so far and the steps of the whole run after each held-out loss; what it raises ends the training."""
 
 
 def training_arguments(settings: LoopSettings) -> TrainingArguments:

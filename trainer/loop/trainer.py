@@ -293,6 +293,8 @@ class SequenceTrainer(ResumingTrainer):
                 self.save_folder("best")
         measured = {"eval_loss": loss} if metric is None else {"eval_loss": loss, "eval_metric": metric}
         self.log(measured)
+        if self.settings.watch is not None:
+            self.settings.watch(self.state.log_history, self.machine.total_steps)
         return measured
 
     def _metric(self) -> float | None:

@@ -35,7 +35,7 @@ from cache_builder.targets.tensors import to_torch
 from trainer.config import DistillConfig, Experiment, StudentConfig
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
-from trainer.loop.settings import LoopSettings
+from trainer.loop.settings import LoopSettings, Watch
 from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import SequenceTrainer
 from trainer.losses_file import write_losses
@@ -174,7 +174,14 @@ class DistillTrainer(SequenceTrainer):
             Console(stderr=True).print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, prepared: Prepared) -> Path:
+def distill(
+    experiment: Experiment,
+    method_name: str,
+    seed: int,
+    cache: Cache,
+    prepared: Prepared,
+    watch: Watch | None = None,
+) -> Path:
     """Train one student into `<output_dir>/distill/<method>/seed-<seed>`; a finished one is kept.
 
     Raises:
@@ -237,6 +244,7 @@ def distill(experiment: Experiment, method_name: str, seed: int, cache: Cache, p
                 tail=tail,
                 deployment=prepared.deployment,
                 selection=chosen_by,
+                watch=watch,
             ),
             stream=RowStream(
                 cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, config.window_chunks, seed

@@ -20,7 +20,7 @@ from trainer.config import Experiment, SftConfig, StudentSftConfig
 from trainer.evaluation.selection import ValidationTasks
 from trainer.loop.dataset import Rows
 from trainer.loop.order import RowStream
-from trainer.loop.settings import LoopSettings
+from trainer.loop.settings import LoopSettings, Watch
 from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import SequenceTrainer
 from trainer.precision import for_training
@@ -45,7 +45,12 @@ def sft_student(experiment: Experiment, prepared: Prepared) -> Path:
 
 
 def fine_tune(
-    experiment: Experiment, prepared: Prepared, role: Role, folder: Path, rows: np.ndarray | None = None
+    experiment: Experiment,
+    prepared: Prepared,
+    role: Role,
+    folder: Path,
+    rows: np.ndarray | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Fine-tune teacher or student into `folder`, on all of the training data or on the sequences `rows` of it."""
     model_config: ModelConfig
@@ -68,7 +73,7 @@ def fine_tune(
         inputs["rows"] = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     with only_run_in(folder, "fine-tuning here"):
         if stage_result(folder, inputs) is None:
-            _train(experiment, prepared, folder, rows, model_config, config, keep, chosen_by)
+            _train(experiment, prepared, folder, rows, model_config, config, keep, chosen_by, watch)
     return folder
 
 
@@ -81,6 +86,7 @@ def _train(
     config: SftConfig,
     keep: int,
     chosen_by: ValidationTasks | None,
+    watch: Watch | None,
 ) -> None:
     """Train, keep `keep` evenly spaced states, and record the result."""
     model = load_student(model_config, experiment.run.seed)
@@ -103,6 +109,7 @@ def _train(
         save_at=frozenset(kept_steps),
         deployment=prepared.deployment,
         selection=chosen_by,
+        watch=watch,
     )
     pad_id = prepared.tokenizer.pad_token_id
     stream = RowStream(corpus.position_offsets, ORDER_CHUNK_POSITIONS, len(corpus), experiment.run.seed, rows)

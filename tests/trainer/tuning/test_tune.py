@@ -1,0 +1,121 @@
+"""A real grid: judged on held-out data, stopped, killed and continued; the test examples are never touched."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cache_builder.config import load_experiment
+from cache_builder.data.prepare import Prepared
+from cache_builder.errors import ConfigError
+from tests.support.toys import load_toy, write_toy
+from trainer.cli import main
+from trainer.config import Experiment
+from trainer.loop.trainer import SequenceTrainer
+from trainer.tuning.grid import cells_of
+from trainer.tuning.page import cautions, records_of, write_grid
+from trainer.tuning.tune import Result, best_of, tune
+
+GRID = {"learning_rate": [1e-2, 1e-5], "epochs_per_stage": [2]}
+
+
+class Untouchable:
+    """Test examples that cannot be looked at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the test examples were touched: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test examples were counted")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("the test examples were read")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("a test example was read")
+
+
+def shown(results: list[Result]) -> list[tuple]:
+    return [(r.cell.values, r.history, r.best_loss, r.best_step, r.stopped) for r in results]
+
+
+class Killed(BaseException):
+    """Ends a process in the middle of a step."""
+
+
+def test_a_grid_names_the_best_stops_the_hopeless_and_comes_out_the_same_when_it_was_killed(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cache, prepared = toy("distill.save_steps=7")
+    prepared.examples["test"] = Untouchable()
+    cells = cells_of(experiment, "distill", GRID)
+    results = tune(experiment, "distill", cells, prepared, cache)
+    assert best_of(results).cell.values["learning_rate"] == 1e-2
+    assert [result.stopped for result in results] == [False, True]
+    assert results[1].history.shares()[-1] < 1
+    assert results[0].best_loss == min(results[0].history.losses)
+    folder = experiment.output_dir / "tune" / "distill"
+    assert not list(folder.glob("*/distill/td/seed-0/*/"))  # the weights of both are gone
+    assert not (experiment.output_dir / "evaluate").exists()
+
+    again, cache, prepared = toy("distill.save_steps=7")
+    steps = 0
+    step = SequenceTrainer.training_step
+
+    def killed_at_times(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps in (20, 35, 60):
+            raise Killed
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(SequenceTrainer, "training_step", killed_at_times)
+    kills, found = 0, None
+    while found is None:
+        try:
+            found = tune(again, "distill", cells_of(again, "distill", GRID), prepared, cache)
+        except Killed:
+            kills += 1
+    assert kills == 3
+    assert shown(found) == shown(results)
+
+    paths = write_grid(again.output_dir / "tune" / "distill", again, "distill", found)
+    best = load_experiment(Experiment, paths[-1])
+    assert (best.distill.learning_rate, best.distill.epochs_per_stage) == (1e-2, 2)
+    assert best.output_dir == again.output_dir and best.distill.methods == again.distill.methods
+    assert [record["note"] for record in records_of(found)][-1].startswith("stopped at ")
+    assert any("is the largest of the grid" in line for line in cautions(found))
+
+
+def test_a_fine_tuning_is_tuned_with_the_same_grid_and_leaves_no_weights(toy: Callable[..., Any]) -> None:
+    experiment, _, prepared = toy()
+    prepared.examples["test"] = Untouchable()
+    for part in ("teacher", "student"):
+        cells = cells_of(experiment, part, {"learning_rate": [3e-3], "num_train_epochs": [1, 2]})  # type: ignore[arg-type]
+        results = tune(experiment, part, cells, prepared, None)  # type: ignore[arg-type]
+        assert results[1].best_loss < results[0].best_loss
+        assert not list((experiment.output_dir / "tune" / part).rglob("*.safetensors"))
+
+
+def test_without_held_out_data_nothing_can_be_judged(tmp_path: Path) -> None:
+    experiment = load_toy(write_toy(tmp_path), "data.validation_fraction=0.0")
+    cells = cells_of(experiment, "student", {"learning_rate": [1e-3]})
+    with pytest.raises(ConfigError, match="nothing is held out, so no setting can be judged"):
+        tune(experiment, "student", cells, Prepared(experiment), None)
+
+
+def test_the_command_tells_the_cost_before_it_starts_and_refuses_by_name(tmp_path: Path) -> None:
+    path = str(write_toy(tmp_path))
+    told = CliRunner().invoke(main, ["tune", path, "distill", "--grid", "learning_rate=1e-3,2e-3", "--dry-run"])
+    assert told.exit_code == 0, told.output
+    assert "2 cells, 84 steps" in " ".join(told.output.split())
+    assert not (tmp_path / "run" / "tune").exists()
+    refused = CliRunner().invoke(main, ["tune", path, "distill", "--grid", "learning_rat=1"])
+    assert refused.exit_code == 2 and "did you mean learning_rate" in refused.output
+    unknown = CliRunner().invoke(main, ["tune", path, "distill", "--method", "tdd"])
+    assert unknown.exit_code == 2 and "method 'tdd' is not known" in unknown.output
+    given = ["tune", path, "teacher", "--set", f"teacher.checkpoints=['{tmp_path}']"]
+    listed = CliRunner().invoke(main, given)
+    assert listed.exit_code == 2 and "there is no teacher to tune" in listed.output

@@ -1,0 +1,68 @@
+"""`footsteps tune`: the best settings of a fine-tuning or of the distillation, by held-out data alone."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cache_builder.cli.options import takes_config
+from cache_builder.errors import ConfigError
+
+WIDTH = 120
+"""Columns where there is no terminal."""
+
+
+@click.command()
+@takes_config
+@click.argument("part", type=click.Choice(["teacher", "student", "distill"]), default="distill")
+@click.option("--grid", "options", multiple=True, metavar="FIELD=V,V…", help="Values of a field; may be repeated.")
+@click.option(
+    "--method", default="td", show_default=True, help="What `distill` is tuned for; the best serves them all."
+)
+@click.option("--dry-run", is_flag=True, help="Say what it will cost, and stop.")
+def tune(
+    config: Path, overrides: tuple[str, ...], part: str, options: tuple[str, ...], method: str, dry_run: bool
+) -> None:
+    """Try a grid of settings for the teacher's or student's fine-tuning, or for the distillation, on held-out data.
+
+    \b
+    footsteps tune my.toml teacher
+    footsteps tune my.toml distill --grid learning_rate=1e-3,3e-3 --grid epochs_per_stage=2,6
+    footsteps run runs/my/tune/distill/best.toml
+    """
+    from typing import cast
+
+    from cache_builder.config import load_experiment
+    from cache_builder.data.prepare import Prepared
+    from trainer.config import Experiment
+    from trainer.methods.methods import get_method
+    from trainer.processes import is_main_process, on_main_process, only_run_in
+    from trainer.run import until_distillation
+    from trainer.tuning.grid import Part, cells_of, default_grid, parse_grid
+    from trainer.tuning.page import cautions, cost_of, line_of, records_of, table_of, write_grid
+    from trainer.tuning.tune import tune as train_all
+
+    console = Console(quiet=not is_main_process(), markup=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH
+    experiment, which = load_experiment(Experiment, config, overrides), cast(Part, part)
+    if which == "teacher" and isinstance(experiment.teacher.checkpoints, list):
+        raise ConfigError("teacher.checkpoints lists finished checkpoints, so there is no teacher to tune")
+    get_method(method)
+    cells = cells_of(experiment, which, parse_grid(options) or default_grid(experiment, which))
+    console.print(cost_of(experiment, cells, which))
+    if dry_run:
+        return
+    folder = experiment.output_dir / "tune" / part
+    with only_run_in(folder, f"tuning the {part}"):
+        prepared = Prepared(experiment)
+        cache = until_distillation(experiment, prepared, console) if which == "distill" else None
+        results = train_all(
+            experiment, which, cells, prepared, cache, method, lambda result: console.print(line_of(result))
+        )
+        paths = on_main_process(lambda: write_grid(folder, experiment, which, results)) or []
+    console.print(table_of(records_of(results), f"{part}: held-out data alone"))
+    for line in (*cautions(results), *(str(path) for path in paths)):
+        console.print(line)
+    if paths:
+        console.print(f"next: footsteps run {paths[-1]}")

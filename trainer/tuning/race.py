@@ -1,0 +1,53 @@
+"""Which cells of a grid are stopped early: those that stay behind the leader at equal shares of their training. Pure.
+
+    share of its steps    0 ─────── ¼ ─────── ½ ─────── ¾ ─────── 1
+    leader's best loss           .41       .33       .30       .29       the best cell that was trained to its end
+    this cell's                  .47       .42  ▲ behind by > 10 % twice in a row, past a quarter: stopped
+
+Shares, not steps: the learning rate of a cell with more epochs is still high where a shorter one has come to its end.
+"""
+
+from dataclasses import dataclass
+
+BEHIND = 0.1
+"""A best loss so far of more than (1 + this) × the leader's is behind."""
+IN_A_ROW = 2
+FROM_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class History:
+    """The held-out losses of a training, nats per position, with their steps; `total_steps` is of the whole of it."""
+
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    total_steps: int
+
+    def best_until(self, share: float) -> float | None:
+        """Return the lowest loss within a share of the steps; None where there is none yet."""
+        found = [loss for step, loss in zip(self.steps, self.losses, strict=True) if self._share(step) <= share]
+        return min(found, default=None)
+
+    def shares(self) -> list[float]:
+        """Return how much of the training was done at each loss, in (0, 1]."""
+        return [self._share(step) for step in self.steps]
+
+    def _share(self, step: int) -> float:
+        return round(step / self.total_steps, 9)
+
+
+def is_hopeless(history: History, leader: History | None) -> bool:
+    """Say whether a training was behind the leader at its last two held-out losses, past a quarter of its steps."""
+    if leader is None or len(history.steps) < IN_A_ROW:
+        return False
+    return all(_is_behind(history, leader, share) for share in history.shares()[-IN_A_ROW:])
+
+
+def _is_behind(history: History, leader: History, share: float) -> bool:
+    ours, theirs = history.best_until(share), leader.best_until(share)
+    return share >= FROM_SHARE and ours is not None and theirs is not None and ours > (1 + BEHIND) * theirs
+
+
+def still_falling(history: History, by: float = 0.001) -> bool:
+    """Say whether the last loss is the lowest by more than `by` nats: then more epochs may be better still."""
+    return len(history.losses) > 1 and history.losses[-1] < min(history.losses[:-1]) - by
