@@ -16,6 +16,7 @@ from cache_builder.errors import CacheIncompleteError
 from trainer.config import Experiment
 from trainer.evaluation.harness_tasks import check_harness
 from trainer.evaluation.tasks import resolve_tasks
+from trainer.precision import check_precision
 from trainer.processes import on_main_process, wait_for_all
 from trainer.report.page import results_tables, write_report
 from trainer.stages.best_teacher import best_teacher
@@ -36,6 +37,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     check_selections(experiment, prepared)
     check_harness(experiment.evaluate)
+    check_precision(experiment)
     for line in describe_corpora(prepared):
         console.print(line)
     cache = until_distillation(experiment, prepared, console)

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError
+from cache_builder.errors import CacheMismatchError, ConfigError
 from cache_builder.models.loading import load_model
 from tests.support.toys import load_toy, write_toy
 from trainer.config import LoraSection, SftConfig, StudentConfig
-from trainer.precision import for_training
+from trainer.precision import check_precision, for_training
+from trainer.run import run_experiment
 from trainer.stages.distill import distill
 from trainer.stages.lora import load_student
 from trainer.stages.sft import sft_student, sft_teacher
@@ -82,10 +84,36 @@ def test_what_was_trained_in_half_precision_is_refused_by_name(folder: Path) -> 
 
 def test_the_autocast_that_a_section_gives_stands() -> None:
     model = ModelConfig(model="m", dtype="bfloat16")
-    for given in ({"bf16": False}, {"fp16": True}):
+    for given in ({"bf16": False}, {"fp16": False}):
         config = SftConfig.model_validate(given)
         trained, same = for_training(model, config)
         assert trained.dtype == "float32" and same == config
+
+
+def test_float16_without_a_gpu_is_refused_before_anything_is_trained_and_with_one_it_has_a_scaler(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer would name it in its settings, and compute in float32."""
+    asked = ["student.dtype='float16'", "teacher.dtype='float16'", "sft.student.fp16=true", "distill.fp16=true"]
+    for override in asked:
+        output = folder / "never"
+        experiment = load_toy(folder / "experiment.toml", f"run.output_dir='{output}'", override)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.accelerator.is_available", lambda: False)
+            with pytest.raises(ConfigError, match=r"-init is to be trained in float16 .* needs a GPU"):
+                run_experiment(experiment, Console(quiet=True))
+        assert not (output / "teacher").exists() and not (output / "student").exists()
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.accelerator.is_available", lambda: True)
+            check_precision(experiment)
+    model = ModelConfig(model="m", dtype="float16")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.accelerator.is_available", lambda: True)
+        assert for_training(model, SftConfig())[1].other_arguments == {"fp16": True}
+        with pytest.raises(ConfigError, match="m is to be trained in float16"):
+            for_training(model, SftConfig.model_validate({"use_cpu": True}))
+        adapted = StudentConfig(model="m", dtype="float16", lora=LoraSection(r=2))
+        assert for_training(adapted, SftConfig()) == (adapted, SftConfig.model_validate({"fp16": True}))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
