@@ -88,12 +88,13 @@ class RemoteStore:
 
     def remove_tree(self, prefix: str) -> None:
         keys = self.sizes(prefix)
-        if keys:
+        if keys and not self.url.startswith("hf://"):  # huggingface_hub's `rm` takes one path, not a list
             paths = [self.path(key) for key in keys]
             with suppress(FileNotFoundError):
                 attempt(lambda: self.fs.rm(paths), f"remove {self.where(prefix)}")
-            for key in self.sizes(prefix):
-                self.remove(key)
+            keys = self.sizes(prefix)
+        for key in keys:
+            self.remove(key)
 
     def lock_part(self, part: tuple[int, int]) -> AbstractContextManager[None]:
         return Leases(self).lock_part(part)

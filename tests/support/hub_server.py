@@ -3,6 +3,7 @@
     repositories, branches, commits, trees          in memory; a commit names its parent, or is refused
     large files by the LFS protocol                 PUT once; a repetition is told that they are there
     resolve, with ranges                            302 to another address, as the Hub does
+    buckets: listed, looked up, resolved            what is uploaded to them goes by Xet, which is not here
 
 Written from the requests that huggingface_hub makes. It is not the Hub: what only a live one can show is not tested.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_a_secret_of_the_test"
+WHEN = "2026-01-02T03:04:05.000Z"
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.buckets: dict[str, dict[str, bytes]] = {}
         self.puts: list[str] = []
         self.on_put: Callable[[int], None] = lambda count: None
         hub = self
@@ -89,14 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repository = self._repository(found[1], found[2])
             if repository:
-                data = repository.tree(found[2]).get(found[3])
-                if data is None:
-                    return self._refuse(404, "EntryNotFound")
-                self.state.blobs.setdefault(_sha256(data), data)
-                self.send_response(302)
-                self.send_header("Location", f"{self.state.endpoint}/blob/{_sha256(data)}?X-Amz-Signature=secret")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self._resolve(repository.tree(found[2]).get(found[3]))
+        elif found := re.fullmatch(r"(?:/api)?/buckets/([^/]+/[^/]+)(?:/(tree|resolve)(?:/(.*))?)?", path):
+            self._bucket(found[1], found[2], found[3] or "")
         else:
             self._refuse(404, "RepoNotFound")
 
@@ -118,6 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{wanted['organization']}/{wanted['name']}"
             known = self.state.repositories.setdefault(name, made := Repository(wanted.get("visibility", "public")))
             self._json({"url": f"{self.state.endpoint}/datasets/{name}"}, 200 if known is made else 409)
+        elif found := re.fullmatch(r"/api/buckets/([^/]+/[^/]+)/paths-info", path):
+            files = self.state.buckets.get(found[1], {})
+            self._json([_bucket_entry(p, files[p]) for p in json.loads(body)["paths"] if p in files])
         elif path == "/api/validate-yaml":
             assert json.loads(body)["content"].startswith("---\n")
             self._json({"warnings": [], "errors": []})
@@ -132,6 +133,27 @@ class _Handler(BaseHTTPRequestHandler):
                 getattr(self, f"_{found[2].replace('-', '_')}")(repository, found[3], body)
         else:
             self._refuse(404, "RepoNotFound")
+
+    def _bucket(self, name: str, what: str | None, path: str) -> None:
+        files = self.state.buckets.get(name)
+        if files is None:
+            return self._refuse(404, "RepoNotFound")
+        if what == "resolve":
+            return self._resolve(files.get(path))
+        if what == "tree":
+            return self._json([_bucket_entry(p, d) for p, d in files.items() if p.startswith(path)])
+        size = sum(map(len, files.values()))
+        counts = {"createdAt": WHEN, "size": size, "totalFiles": len(files)}
+        self._json({"id": name, "private": True, **counts})
+
+    def _resolve(self, data: bytes | None) -> None:
+        if data is None:
+            return self._refuse(404, "EntryNotFound")
+        self.state.blobs.setdefault(_sha256(data), data)
+        self.send_response(302)
+        self.send_header("Location", f"{self.state.endpoint}/blob/{_sha256(data)}?X-Amz-Signature=secret")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _branch(self, repository: Repository, name: str, body: bytes) -> None:
         repository.branches[name] = repository.branches["main"]
@@ -221,6 +243,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _bucket_entry(path: str, data: bytes) -> dict[str, Any]:
+    return {
+        "type": "file",
+        "path": path,
+        "size": len(data),
+        "xetHash": _sha256(data),
+        "uploadedAt": WHEN,
+        "mtime": WHEN,
+    }
 
 
 def _sha256(data: bytes) -> str:
