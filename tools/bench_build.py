@@ -6,6 +6,9 @@ ratio     rate(n) / (n · rate(1)), each builder pinned to its own cores, with a
 whole     the same of the whole of it: starting Python, importing torch and loading the model too, and completing the
           checkpoint, which the last builder does alone
 
+shares    of one builder's time from that moment on, on a CPU: the model's layers, head and extraction in its own
+          thread, encoding and commits in the writer's, and how long the former stood still for tokens or commits
+
 One builder and n are measured in turns, `--rounds` times; the figures are medians. Give enough positions that a round
 takes a minute: what start-up costs is in `whole` alone, but a short round measures the clock.
 
@@ -26,6 +29,7 @@ from typing import Any
 NAME = "step-1"
 SHARDS_PER_BUILDER = 8
 VOCABULARY = 8192
+PARTS = "layers", "head", "extraction", "encoding", "commits", "waiting"
 
 
 class Vocabulary:
@@ -45,6 +49,7 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     from cache_builder.build.work_units import divide
     from cache_builder.build.worker import Worker
     from cache_builder.cache.reader import open_cache
+    from cache_builder.capture.backend import open_engine
     from cache_builder.config import CacheExperiment
     from cache_builder.storage.local import LocalStore
 
@@ -54,19 +59,49 @@ def child(folder: Path, part: tuple[int, int], cores: list[int]) -> None:
     experiment = CacheExperiment.model_validate({"run": {"output_dir": str(folder)}, "data": {}, "teacher": teacher})
     store, cache = LocalStore(folder / "cache"), open_cache(str(folder / "cache"))
     tokenizer: Any = Vocabulary()
-    worker = Worker(experiment, store, cache.manifest, {NAME: place}, tokenizer, cache.corpus, None)
+    engine = open_engine(experiment, tokenizer)
+    worker = Worker(engine, store, cache.manifest, {NAME: place}, cache.corpus, None)
     with store.lock_part(part):
         worker.load(NAME)
         (work,) = divide(1, worker.writer(NAME).n_shards, part)
         print("loaded", flush=True)
         sys.stdin.readline()
+        seconds, began = clocks(), time.perf_counter()
         positions = sum(worker.build(NAME, work))
-        print(json.dumps(positions), flush=True)
+        whole = time.perf_counter() - began
+        seconds["waiting"] = worker.pace.waiting_seconds
+        shares = {what: spent / whole for what, spent in seconds.items()}
+        print(json.dumps({"positions": positions, "shares": shares}), flush=True)
         worker.finish(NAME)
 
 
-def run(folder: Path, builders: int, cores_each: int) -> tuple[float, float, int]:
-    """Build a cache with so many builders; return the rate, the whole's rate and the positions."""
+def clocks() -> dict[str, float]:
+    """Put clocks around the parts of a build, and return where they count: seconds by part."""
+    from cache_builder.cache import writer
+    from cache_builder.capture import capture
+    from cache_builder.storage.local import LocalStore
+
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def clocked(part: str, function: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                seconds[part] += time.perf_counter() - began
+
+        return run
+
+    places = [(capture, "hidden_states_at", "layers"), (capture, "project", "head"), (capture, "extract", "extraction")]
+    places += [(writer, "encode_records", "encoding"), (writer, "encode_shard", "encoding")]
+    for module, name, part in [*places, (LocalStore, "commit", "commits")]:
+        setattr(module, name, clocked(part, getattr(module, name)))
+    return seconds
+
+
+def run(folder: Path, builders: int, cores_each: int) -> tuple[float, float, int, dict[str, float]]:
+    """Build a cache with so many builders; return the rate, the whole's rate, the positions and the first's shares."""
     from cache_builder.cache.reader import open_cache
 
     cores = sorted(os.sched_getaffinity(0))
@@ -85,13 +120,14 @@ def run(folder: Path, builders: int, cores_each: int) -> tuple[float, float, int
     go = time.perf_counter()
     for process in processes:
         _tell(process)
-    positions = sum(int(_hear(process)) for process in processes)
+    heard = [json.loads(_hear(process)) for process in processes]
+    positions = sum(each["positions"] for each in heard)
     seconds = time.perf_counter() - go
     if any([process.wait() for process in processes]):
         raise SystemExit("a builder failed")
     whole_seconds = time.perf_counter() - started
     assert open_cache(str(folder / "cache")).checkpoints == (NAME,)
-    return positions / seconds, positions / whole_seconds, positions
+    return positions / seconds, positions / whole_seconds, positions, heard[0]["shares"]
 
 
 def prepare(folder: Path, positions: int, shards: int, args: argparse.Namespace) -> None:
@@ -141,9 +177,10 @@ def main() -> None:
     from tools.measuring import append_rows
 
     table = Table(
-        "builders", "positions/s", "ratio", "whole, positions/s", "ratio", title=f"{args.cores_each} cores each"
+        "builders", "positions/s", "ratio", "whole, positions/s", "ratio", *PARTS, title=f"{args.cores_each} cores each"
     )
     rows: list[dict[str, object]] = []
+    parts: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
         for builders in args.builders:
@@ -160,12 +197,17 @@ def main() -> None:
                     statistics.median(measured[place][what] / measured[0][what] / count for measured in rounds)
                     for what in (0, 1)
                 )
-                table.add_row(str(count), f"{rate:,.0f}", f"{ratio:.3f}", f"{whole:,.0f}", f"{whole_ratio:.3f}")
+                shares = {part: statistics.median(measured[place][3][part] for measured in rounds) for part in PARTS}
+                spent = [f"{share:.3f}" for share in shares.values()]
+                table.add_row(str(count), f"{rate:,.0f}", f"{ratio:.3f}", f"{whole:,.0f}", f"{whole_ratio:.3f}", *spent)
                 sizes = {"hidden": args.hidden_size, "layers": args.layers, "positions": rounds[0][place][2]}
                 figures = {"positions_per_second": f"{rate:.1f}", "ratio": f"{ratio:.3f}"}
                 figures |= {"whole_positions_per_second": f"{whole:.1f}", "whole_ratio": f"{whole_ratio:.3f}"}
-                rows.append({"cores_each": args.cores_each} | sizes | {"builders": count} | figures)
+                setting: dict[str, object] = {"cores_each": args.cores_each} | sizes | {"builders": count}
+                rows.append(setting | figures)
+                parts += [setting | {"part": part, "share": f"{share:.4f}"} for part, share in shares.items()]
     append_rows("build.csv", rows)
+    append_rows("build_parts.csv", parts)
     Console(width=110).print(table)
 
 

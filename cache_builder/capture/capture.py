@@ -12,13 +12,14 @@ S tail samples, R probe ids.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cache_builder.capture.topk import BLOCK, LOWEST, extract, log_sum_exp, logp_and_rest, top
-from cache_builder.data.batching import Batch
+from cache_builder.data.batching import Batch, sent
 from cache_builder.errors import ConfigError, ModelError
 from cache_builder.models.lm_head import Head, compute_weight, hidden_states_at, project, verify_head
 from cache_builder.targets.sparse import Targets
@@ -38,7 +39,6 @@ class NonFiniteError(ModelError):
         self.row = row
 
 
-@torch.no_grad()
 def capture(
     model: nn.Module,
     batch: Batch,
@@ -50,7 +50,60 @@ def capture(
     edges: tuple[int, ...] = (),
     chunk_positions: int | None = None,
 ) -> Targets[np.ndarray]:
-    """Capture the targets at every position of a batch.
+    """Capture the targets at every position of a batch, and wait for them; arguments and errors as `begin_capture`.
+
+    Raises:
+        NonFiniteError: the logits hold a NaN or an infinity.
+    """
+    begun = begin_capture(
+        model,
+        batch,
+        vocab_size,
+        top_k=top_k,
+        top_p=top_p,
+        uniforms_MS=uniforms_MS,
+        edges=edges,
+        chunk_positions=chunk_positions,
+    )
+    return begun.arrived()
+
+
+@dataclass
+class BegunCapture:
+    """A batch's targets, which a GPU may still be making while the next batch is brought to it."""
+
+    model: nn.Module
+    batch: Batch
+    targets: Targets[Tensor]
+    """On the CPU, once `done` has happened."""
+    done: "torch.cuda.Event | None"
+
+    def arrived(self) -> Targets[np.ndarray]:
+        """Wait for the targets, and look at them.
+
+        Raises:
+            NonFiniteError: the logits hold a NaN or an infinity.
+        """
+        if self.done is not None:
+            self.done.synchronize()
+        targets = self.targets.to_numpy()
+        _check_finite(self.model, self.batch, targets.gold + targets.entropy + targets.logp[:, 0])
+        return targets
+
+
+@torch.no_grad()
+def begin_capture(
+    model: nn.Module,
+    batch: Batch,
+    vocab_size: int,
+    *,
+    top_k: int,
+    top_p: float,
+    uniforms_MS: np.ndarray,
+    edges: tuple[int, ...] = (),
+    chunk_positions: int | None = None,
+) -> BegunCapture:
+    """Give a device all that makes a batch's targets, without waiting for it.
 
     Args:
         top_k: slots per position; the support is the smallest prefix of them that holds `top_p` of the mass, or all.
@@ -60,23 +113,25 @@ def capture(
     Raises:
         ConfigError: `top_k` exceeds the vocabulary.
         ModelError: the model is in training mode, or its head is not understood.
-        NonFiniteError: the logits hold a NaN or an infinity.
-        ModelError: the head is of a kind that is not supported.
     """
     if top_k > vocab_size:
         raise ConfigError(f"cache.top_k is {top_k}, but the vocabulary has only {vocab_size} tokens; lower it")
     _check_ready(model, batch)
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
-    label_M = batch["label_M"].to(hidden_MD.device)
-    uniforms = torch.from_numpy(uniforms_MS).to(hidden_MD.device)
+    label_M = sent(batch["label_M"], hidden_MD.device)
+    uniforms = sent(torch.from_numpy(uniforms_MS), hidden_MD.device)
     chunks = [
         extract(logits_CW, vocab_size, label_M[chunk], uniforms[chunk], top_k, top_p, edges)
         for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions)
     ]
     # joined where they are: leaving the device after each chunk would make it wait for the CPU
-    targets = Targets.join(chunks, torch.cat).to_numpy()
-    _check_finite(model, batch, targets.gold + targets.entropy + targets.logp[:, 0])
-    return targets
+    targets = Targets.join(chunks, torch.cat)
+    if hidden_MD.device.type != "cuda":
+        return BegunCapture(model, batch, targets, None)
+    targets = targets.each(lambda value: torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, True))
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(hidden_MD.device))
+    return BegunCapture(model, batch, targets, done)
 
 
 @torch.no_grad()

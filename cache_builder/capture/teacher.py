@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp
+from cache_builder.capture.capture import BegunCapture, NonFiniteError, begin_capture, gold_logp, probe_ids, probe_logp
 from cache_builder.capture.losses import corpus_losses
 from cache_builder.capture.probe import batches_of, placed_batches_of, run_probe
 from cache_builder.config import CacheExperiment
@@ -132,21 +132,30 @@ class Teacher:
         inside_rows = rows_between(corpus.position_offsets, start, end)
         size, k, s = end - start, options.top_k, options.tail_samples
         targets = Targets.blank(size, k, s, options.edges)
+
+        def place(rows: np.ndarray, positions: np.ndarray, begun: BegunCapture) -> None:
+            with naming_the_sequence(self.name, corpus, rows):
+                targets[positions - start] = begun.arrived()
+
+        before: tuple[np.ndarray, np.ndarray, BegunCapture] | None = None
         for rows, batch in batches_of(corpus, inside_rows, self.batching):
             positions = positions_of(corpus.position_offsets, rows)
             inside = (positions >= start) & (positions < end)
             positions = positions[inside]
-            uniforms = tail_uniforms(options.seed, self.name, positions, s)
-            with naming_the_sequence(self.name, corpus, rows):
-                targets[positions - start] = capture(
-                    self.model,
-                    only_positions(batch, inside),
-                    self.vocab_size,
-                    top_k=k,
-                    top_p=options.top_p,
-                    uniforms_MS=uniforms,
-                    edges=options.edges,
-                )
+            begun = begin_capture(
+                self.model,
+                only_positions(batch, inside),
+                self.vocab_size,
+                top_k=k,
+                top_p=options.top_p,
+                uniforms_MS=tail_uniforms(options.seed, self.name, positions, s),
+                edges=options.edges,
+            )
+            if before is not None:  # only here, so that a GPU has its next batch before this one is waited for
+                place(*before)
+            before = rows, positions, begun
+        if before is not None:
+            place(*before)
         return targets
 
     def probe_ids(self, corpus: NumberedSequences, rows: np.ndarray, count: int) -> np.ndarray:

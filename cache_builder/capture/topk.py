@@ -16,6 +16,7 @@ vocabulary) and the slots.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -99,7 +100,7 @@ def _keep_blocks(
     log_tail_C1 = targets.log_tail[:, None]
     rest_C1 = (log_rest_CX - log_tail_C1).exp().sum(1, keepdim=True)  # zero where the top-k is the vocabulary
     dropped_CK = (targets.logp - log_tail_C1).exp().masked_fill_(used_CK, 0.0)
-    ends = torch.tensor(edges[1:], device=mass_CG.device)
+    ends = _ends(edges, mass_CG.device)
     block_CK = torch.bucketize(targets.ids.contiguous(), ends, right=True)
     share_CG = (rest_C1 * mass_CG).scatter_add_(1, block_CK, dropped_CK)
     inside_CG = torch.zeros_like(share_CG).scatter_add_(1, block_CK, used_CK.to(share_CG.dtype))
@@ -111,6 +112,12 @@ def _keep_blocks(
         square_C1 = (rest_C1 * norm_C1).square() + dropped_CK.square().sum(1, keepdim=True)
         targets.log_collision = square_C1.log_().masked_fill_(log_tail_C1 == -torch.inf, 0.0)
     targets.edges = edges
+
+
+@lru_cache(maxsize=4)
+def _ends(edges: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return where blocks end; kept, because a GPU is waited for while numbers are brought to it."""
+    return torch.tensor(edges[1:], device=device)
 
 
 def _scan(z_CW: Tensor, vocab_size: int, top_k: int, edges: tuple[int, ...]) -> tuple[Tensor, ...]:

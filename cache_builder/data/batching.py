@@ -48,10 +48,20 @@ def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Any]:
 
     With position ids there must be neither mask nor cache: transformers looks for packed sequences only without them.
     """
-    input_ids = batch["input_ids"].to(device)
+    input_ids = sent(batch["input_ids"], device)
     if "position_ids" in batch:
-        return {"input_ids": input_ids, "position_ids": batch["position_ids"].to(device), "use_cache": False}
-    return {"input_ids": input_ids, "attention_mask": batch["attention_mask"].to(device)}
+        return {"input_ids": input_ids, "position_ids": sent(batch["position_ids"], device), "use_cache": False}
+    return {"input_ids": input_ids, "attention_mask": sent(batch["attention_mask"], device)}
+
+
+def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor on a device, to which it may still be under way; what uses it there comes after it.
+
+    From page-locked memory, or a GPU would finish all it has to do before the copy began.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> Batch:

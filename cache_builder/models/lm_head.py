@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from cache_builder.data.batching import Batch, model_inputs
+from cache_builder.data.batching import Batch, model_inputs, sent
 from cache_builder.errors import ModelError
 
 _SCALES: dict[str, tuple[str, int]] = {
@@ -128,7 +128,7 @@ def hidden_states_at(model: nn.Module, batch: Batch, vocab_size: int) -> tuple[T
     device = input_device(model)
     base = base_of(model)
     hidden = base(**{**model_inputs(batch, device), "use_cache": False}).last_hidden_state
-    hidden_MD = hidden.flatten(0, 1).index_select(0, batch["hidden_index_M"].to(hidden.device))
+    hidden_MD = hidden.flatten(0, 1).index_select(0, sent(batch["hidden_index_M"], hidden.device))
     layer = _output_layer(model)
     if _is_sharded(layer):
         layer(hidden_MD[:1])  # its hooks gather the weight, and count on every module of their group being called
