@@ -118,7 +118,8 @@ class TokenizerConfig(Section):
 
 class ModelConfig(Section):
     model: str
-    """Folder or hub id `owner/name[@revision]`; a folder with only config.json is initialised from `run.seed`."""
+    """Folder, `.gguf` file or hub id `owner/name[@revision]`; a folder with only config.json is initialised from
+    `run.seed`."""
     dtype: Dtype = "float32"
     """Data type that the model is read in and computes in; weights that are trained are float32 all the same."""
     attn_implementation: str | None = None

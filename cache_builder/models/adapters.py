@@ -58,6 +58,8 @@ def adapter_at(name: str, revision: str | None) -> Adapter | None:
         ModelError: they do not name their base.
     """
     folder = Path(name)
+    if folder.is_file():
+        return None  # a model in one .gguf file
     if folder.is_dir():
         path = folder / ADAPTER_FILE
         found = str(path) if path.is_file() and not (folder / "config.json").is_file() else None

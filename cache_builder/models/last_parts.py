@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cache_builder.config import ModelConfig
-from cache_builder.data.tokenizer import resolve
+from cache_builder.data.tokenizer import is_gguf, resolve
 from cache_builder.errors import ModelError, first_line
 from cache_builder.models.lm_head import base_of, input_device
 from cache_builder.models.loading import load_model
@@ -27,6 +27,10 @@ def load_last_parts(config: ModelConfig, seed: int, location: str) -> PreTrained
         ModelError: it is not a causal LM with weights of its own, or its family does not work without layers.
     """
     name, revision = resolve(location)
+    if is_gguf(name):
+        raise ModelError(
+            f"model {location!r} is one file, which is read whole; expected a folder with safetensors weights"
+        )
     try:
         shallow = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:

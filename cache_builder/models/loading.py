@@ -1,6 +1,7 @@
-"""Models from a folder, a hub id `owner/name[@revision]`, or a folder with only `config.json`.
+"""Models from a folder, a hub id `owner/name[@revision]`, a folder with only `config.json`, or a `.gguf` file.
 
-Only safetensors weights are read. Vocabulary size means `len(tokenizer)` everywhere: a head may be padded to more rows.
+Only safetensors weights are read, and GGUF's. Vocabulary size means `len(tokenizer)` everywhere: a head may be padded
+to more rows.
 """
 
 import hashlib
@@ -15,9 +16,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_builder.config import ModelConfig, TeacherConfig
-from cache_builder.data.tokenizer import resolve
+from cache_builder.data.tokenizer import is_gguf, resolve
 from cache_builder.errors import ConfigError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at, put_in
+from cache_builder.models.gguf import gguf_fingerprint, load_gguf
 from cache_builder.models.placement import loading_options
 from cache_builder.models.weights import check_as_saved, check_loaded, has_weights, in_a_layer
 
@@ -70,8 +72,11 @@ def load_model(
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     try:
+        if is_gguf(name):
+            _refuse_ways_of_loading(config, location, "is one file, which is read whole")
+            return load_gguf(name, options).eval()
         if Path(name).is_dir() and not has_weights(Path(name)) and (Path(name) / "config.json").is_file():
-            _refuse_ways_of_loading(config, location)
+            _refuse_ways_of_loading(config, location, "has no weights to load")
             Console(stderr=True).print(
                 f"model {location}: no weights in its folder, so they are initialised from seed {seed}",
                 markup=False,
@@ -119,11 +124,11 @@ def load_model(
         ) from error
 
 
-def _refuse_ways_of_loading(config: ModelConfig, location: str) -> None:
+def _refuse_ways_of_loading(config: ModelConfig, location: str, reason: str) -> None:
     if isinstance(config, TeacherConfig):
         for way in ("device_map", "quantization", "tensor_parallel"):
             if getattr(config, way) not in (None, 1):
-                raise ModelError(f"model {location!r} has no weights to load, so teacher.{way} says nothing of it")
+                raise ModelError(f"model {location!r} {reason}, so teacher.{way} says nothing of it")
 
 
 def _initialised(name: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
@@ -163,6 +168,8 @@ def weights_fingerprint(location: str, seed: int) -> str:
         ModelError: its weights are in another form than safetensors.
     """
     name, revision = resolve(location)
+    if is_gguf(name):
+        return gguf_fingerprint(name)
     folder = Path(name)
     if folder.is_dir():
         check_as_saved(folder)

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cache_builder.config import CacheExperiment, TeacherConfig
-from cache_builder.data.tokenizer import resolve
+from cache_builder.data.tokenizer import is_gguf, resolve
 from cache_builder.errors import ConfigError, ModelError, UserError
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.lm_head import base_of
@@ -205,6 +205,10 @@ def _load_part(config: TeacherConfig, seed: int, location: str, size: int) -> Pr
     """Load this process's part of a checkpoint; every process of the group does so at the same time."""
     adapter = adapter_at(*resolve(location))
     name, revision = resolve(location if adapter is None else adapter.base_location)
+    if is_gguf(name):
+        raise ModelError(
+            f"model {location!r} is one file, which is read whole, so teacher.tensor_parallel cannot divide it"
+        )
     if (quantisation_of(name, revision) or {}).get("quant_method") == "bitsandbytes":
         raise ModelError(f"model {location!r}: transformers cannot divide bitsandbytes weights; use teacher.device_map")
     _check_heads(name, revision, config.trust_remote_code, size)

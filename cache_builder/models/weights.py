@@ -2,7 +2,7 @@
 
     only config, tokenizer, notes   initialised from the seed, and said so
     *.safetensors                   loaded; a tensor that lacks, is too many or of another shape is refused by name
-    anything else                   refused by name: PyTorch's .bin unpickles, .gguf would be converted
+    anything else                   refused by name: PyTorch's .bin unpickles, .gguf in a folder names no model
     saved by a step of a run        each file's digest stands in the step's stage.json, and is compared
 
 Random weights where a checkpoint was meant are the worst of all results: everything after them runs, and means nothing.
@@ -34,7 +34,7 @@ def has_weights(folder: Path) -> bool:
         raise ModelError(
             f"model {str(folder)!r} has no safetensors weights, but {other[0]!r}; expected *.safetensors, or nothing "
             "but a config and a tokenizer, which is initialised anew; convert the weights with transformers' "
-            "save_pretrained, or take the file away"
+            "save_pretrained, name a .gguf file itself, or take the file away"
         )
     return False
 

@@ -10,6 +10,7 @@ body = the weights that multiply every token: all but embedding tables, the head
 """
 
 import re
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?[KMBT]?", re.IGNORECASE)
 _IN_A_NAME = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM](?![A-Za-z0-9])", re.IGNORECASE)
 HEAD_DIM, DEFAULT_VOCABULARY = 128, 128_256
 CONFIG = "config.json"
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,10 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
 
 
 def _config_folder(location: str) -> str | None:
-    """Return the folder of a model's config.json, where it is on this disk."""
+    """Return the folder of a model's config.json, or the .gguf file that has one, where it is on this disk."""
     path = Path(location)
+    if path.suffix == GGUF and path.is_file():
+        return location
     if path.name == "config.json":
         path = path.parent
     if (path / "config.json").is_file():
@@ -121,10 +125,12 @@ def _by_config(
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from cache_builder.data.tokenizer import gguf_parts
     from trainer.shrinking.families import Sizes, check_sizes, smaller_config
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        files = gguf_parts(folder) if folder.endswith(GGUF) else {"pretrained_model_name_or_path": folder}
+        config = AutoConfig.from_pretrained(**files)
         if shrink is not None:
             sizes = Sizes(shrink.layers, shrink.intermediate_size, shrink.key_value_heads)
             check_sizes(config, sizes, location)
@@ -133,10 +139,10 @@ def _by_config(
             model = AutoModelForCausalLM.from_config(config)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, struct.error) as error:  # the last from a .gguf file that ends too early
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{folder}/config.json is not that of a causal LM that transformers knows: {reason}; give a number of "
+            f"the config of {folder} is not that of a causal LM that transformers knows: {reason}; give a number of "
             "parameters such as 8B instead"
         ) from error
     text = config.get_text_config()

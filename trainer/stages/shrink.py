@@ -25,6 +25,7 @@ from cache_builder.capture.losses import corpus_losses
 from cache_builder.data.batches import Batching
 from cache_builder.data.batching import collate, plan_batches
 from cache_builder.data.corpus import Corpus
+from cache_builder.data.digests import files_in
 from cache_builder.data.prepare import Prepared
 from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ConfigError, ModelError
@@ -146,7 +147,9 @@ def _shrink(experiment: Experiment, config: ShrinkConfig, prepared: Prepared, fo
         prepared.deployment.finish(part)
         write_json(part / RECORD, record)
     held_out = "held-out data" if prepared.validation is not None else "the training data"
-    finish_stage(folder, {**record, "held_out": held_out, "source": asdict(before), "student": asdict(after)})
+    files = {f"{MODEL}/{name}": digest for name, digest in files_in(folder / MODEL).items()}
+    sizes = {"held_out": held_out, "source": asdict(before), "student": asdict(after)}
+    finish_stage(folder, {**record, **sizes, "files": files})
 
 
 def _inputs(experiment: Experiment, config: ShrinkConfig, prepared: Prepared) -> dict[str, Any]:

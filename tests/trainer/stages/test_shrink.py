@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, ConfigError, MissingError, ModelError
+from cache_builder.errors import CacheDamagedError, CacheMismatchError, ConfigError, MissingError, ModelError
 from tests.support.shrinkable import SOURCE_SIZES, save_source
 from tests.support.toys import load_toy, write_toy
 from tests.trainer.stages.test_saved_models import check_saved
@@ -140,6 +140,17 @@ def test_a_killed_one_measures_no_loss_twice(make: Make, monkeypatch: pytest.Mon
     monkeypatch.setattr(_Sample, "_loss", loss)
     whole = shrink_student(*make("shrink.by='loss'", elsewhere))
     assert (whole["layers"], whole["scores"]) == (interrupted["layers"], interrupted["scores"])
+
+
+def test_a_shrunk_model_that_is_not_as_it_was_saved_is_refused(make: Make) -> None:
+    experiment, prepared = make()
+    shrink_student(experiment, prepared)
+    weights = experiment.output_dir / "shrunk" / MODEL / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CacheDamagedError, match="shrunk"):
+        sft_student(experiment, prepared)
 
 
 def test_training_asks_for_the_shrunk_student_first(make: Make) -> None:
