@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cache_builder.atomic import write_text
 from cache_builder.errors import ConfigError, MissingError
@@ -179,11 +179,11 @@ class TeacherConfig(ModelConfig):
 class CacheConfig(Section):
     path: str | None = None
     """Folder or fsspec URL of the cache; `<output_dir>/cache` unless given."""
-    top_k: int = Field(16, ge=1)
+    top_k: int = Field(12, ge=0)
     """Tokens stored per position at most."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Store only the smallest prefix of the top-k that holds this much probability."""
-    tail_samples: int = Field(0, ge=0)
+    tail_samples: int = Field(8, ge=0)
     """Tokens drawn from the tail per position; 0 draws none."""
     tail_blocks: int = Field(32, ge=0, le=1024)
     """Blocks of token ids in each of which the tail's mass is stored, a byte each; 0 keeps only its whole mass."""
@@ -209,6 +209,16 @@ class CacheConfig(Section):
     given. Runs may share it."""
     local_copy_bytes: int = Field(8 << 30, ge=0)
     """What that folder may take of the disk; 0 reads every chunk from the store each time."""
+
+    @field_validator("top_k")
+    @classmethod
+    def _some_slots(cls, top_k: int) -> int:
+        if top_k == 0:
+            raise ValueError(
+                "0 would keep tail samples alone, which serve forward KL only and have a larger gradient error than "
+                "slots and blocks of as many bytes (docs/targets.md); keep at least 1 token"
+            )
+        return top_k
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:

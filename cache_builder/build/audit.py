@@ -7,7 +7,7 @@
 The student is another checkpoint of the teacher (the oldest, or the base model): a real model that differs from it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,7 @@ from cache_builder.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cache_builder.errors import CacheMismatchError, MissingError
 from cache_builder.models.lm_head import hidden_states_at, project
 from cache_builder.models.loading import weights_fingerprint
-from cache_builder.targets.outcomes import adaptive_weight, bucket_kl
+from cache_builder.targets.outcomes import adaptive_weight, bucket_kl, pooled_weight
 from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tail import Kept, Tail, choose_tail
 from cache_builder.targets.tensors import to_torch
@@ -130,7 +130,7 @@ def _compare(cache: Cache, teacher: Teacher, student: Teacher, rows: np.ndarray)
             logp_CV = project(hidden_p[chunk], head_p).float().log_softmax(1)
             logq_CV = project(hidden_q[chunk], head_q).to(teacher.device).float().log_softmax(1)
             kl.append(_support_kl(logp_CV, targets, chunk))
-            cached_CV = dense_target(targets, chunk, logq_CV)
+            cached_CV = _as_trained(targets[chunk], logq_CV)
             full_loss -= float((logp_CV.exp() * logq_CV).sum())
             cached_loss -= float((cached_CV * logq_CV).sum())
             states = hidden_q[chunk].to(teacher.device).float()
@@ -164,14 +164,23 @@ def _support_kl(logp_CV: Tensor, targets: Targets, chunk: slice) -> Tensor:
     return bucket_kl(live_CK, live_tail_C, cached_CK, targets.log_tail[chunk])
 
 
-def dense_target(targets: Targets, chunk: slice, logq_CV: Tensor, tail: Tail | None = None) -> Tensor:
-    """Return what a student is trained towards by forward KL, [C, V]; `tail` is what a cache's default is unless given.
+def _as_trained(targets: Targets, logq_CV: Tensor) -> Tensor:
+    """Return the default target [C, V]; of a pooled one the chunk stands for a step."""
+    kept = Kept(samples=targets.samples.shape[1], blocks=targets.log_blocks.shape[1])
+    tail, every = choose_tail("auto", kept, takes_samples=True), slice(0, len(logq_CV))
+    if not tail.pooled:
+        return dense_target(targets, every, logq_CV, tail)
+    fill_CV, drawn_CV = (dense_target(targets, every, logq_CV, replace(tail, sample_weight=end)) for end in (0.0, 1.0))
+    noise = (targets.log_tail.exp().square() * (1 - targets.log_collision[:, 0].exp())).sum() / kept.samples
+    return fill_CV.lerp(drawn_CV, pooled_weight(float((drawn_CV - fill_CV).sum(0).square().sum()), float(noise)))
+
+
+def dense_target(targets: Targets, chunk: slice, logq_CV: Tensor, tail: Tail) -> Tensor:
+    """Return what a student is trained towards by forward KL, [C, V].
 
     Of outcomes of the tail: the student's own distribution within each, scaled to the teacher's mass.
     """
     targets = targets[chunk]
-    kept = Kept(samples=targets.samples.shape[1], blocks=targets.log_blocks.shape[1])
-    tail = tail or choose_tail("auto", kept, takes_samples=True)
     mass_C1, samples_CS = targets.log_tail[:, None].exp(), targets.samples
     inside_CV = torch.zeros_like(logq_CV)  # of the tail, 1 in all
     if tail.sample_weight != 1:

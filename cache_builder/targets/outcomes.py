@@ -40,6 +40,11 @@ def adaptive_weight(p_square_M: Tensor, f_at_samples_MS: Tensor, f_square_M: Ten
     return torch.where(bias_M > 0, bias_M / (bias_M + variance_M), 0.0)
 
 
+def pooled_weight(error: float, noise: float) -> float:
+    """Return λ = max(0, 1 − noise / error): of a sum's square, the share that the draws' noise does not explain."""
+    return max(0.0, 1 - noise / error) if error > 0 else 0.0
+
+
 def retained_mass_at_least(logp_MK: Tensor, log_tail_M: Tensor, vocab_size: int, temperature: float) -> Tensor:
     """Bound from below [M] the mass that the support would hold if the whole distribution were tempered; T ≥ 1.
 

@@ -59,7 +59,7 @@ class Kept:
 def default_tail(kept: Kept, takes_samples: bool) -> TailSetting:
     """Return what "auto" stands for: the one place that decides it. `takes_samples`: forward KL at temperature 1."""
     if kept.blocks:
-        return "blocks"
+        return "pooled" if kept.samples and takes_samples else "blocks"
     return "samples" if kept.samples and takes_samples else "bucket"
 
 

@@ -50,6 +50,7 @@ def test_a_minimal_experiment_has_the_designs_defaults(tmp_path: Path) -> None:
         ('distill.epochs_per_stage="two"', "distill.epochs_per_stage"),
         ("distill.learning_rate=0", "distill.learning_rate"),
         ("cache.top_p=1.5", "cache.top_p"),
+        ("cache.top_k=0", "cache.top_k: 0 would keep tail samples alone"),
         ('distill.methods=["scd","sdc"]', "sdc"),
         ('distill.methods=["sft+aw"]', "sft+aw"),
         ('distill.methods=["td","td"]', "duplicates"),

@@ -63,8 +63,10 @@ DECISION = [
     *YARDSTICKS,
     Target(16, blocks=32, block_steps=2),
     Target(12, "pooled", 8, 32, block_steps=2),
+    Target(12, "pooled", 8, 24, block_steps=2),
+    Target(12, "pooled", 8, 32, steps_per_nat=64, block_steps=2),
     Target(12, "pooled", 6, 32, block_steps=2),
-    Target(12, "pooled", 4, 32, block_steps=2),
+    Target(10, "pooled", 8, 32, block_steps=2),
 ]
 """What the default is chosen among."""
 

@@ -11,6 +11,8 @@ micro-batches and processes, and does not follow the step's own noise.
 
 from dataclasses import dataclass
 
+from cache_builder.targets.outcomes import pooled_weight
+
 
 @dataclass
 class PooledWeight:
@@ -28,4 +30,4 @@ class PooledWeight:
         keep = keep if self.error else 0.0
         self.error = keep * self.error + (1 - keep) * error
         self.noise = keep * self.noise + (1 - keep) * noise
-        self.weight = max(0.0, 1 - self.noise / self.error) if self.error else 0.0
+        self.weight = pooled_weight(self.error, self.noise)

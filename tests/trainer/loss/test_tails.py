@@ -205,6 +205,13 @@ def test_a_tail_that_the_targets_or_the_divergence_cannot_serve_is_refused() -> 
             fused(make_problem(samples=2, edges=EDGES), tail=Tail(True, 0.0, pooled=True), **options)
 
 
+def test_the_default_is_pooled_where_draws_serve_and_the_blocks_where_they_do_not() -> None:
+    assert choose_tail("auto", Kept(8, 32), True) == choose_tail("pooled", Kept(8, 32), True)
+    assert choose_tail("auto", Kept(8, 32), False) == choose_tail("auto", Kept(0, 32), True) == Tail(by_block=True)
+    assert choose_tail("auto", Kept(8, 0), True) == Tail(sample_weight=1.0)
+    assert choose_tail("auto", Kept(8, 0), False) == choose_tail("auto", Kept(0, 0), True) == Tail()
+
+
 def test_unless_told_the_loss_takes_the_default_tail_of_what_is_kept() -> None:
     problem = make_problem(samples=3, edges=EDGES)
     kept = Kept(3, len(EDGES) - 1)
