@@ -31,6 +31,15 @@ OURS = {
     "train_sampling_strategy": "length_grouped",
     "dataloader_drop_last": "nothing: every batch is full",
     "dataloader_persistent_workers": "nothing: a worker that outlives a stage would serve its teacher",
+    "use_liger_kernel": "nothing: the loss is fused already, and Liger's forward would take its place",
+    "liger_kernel_config": "nothing: the loss is fused already, and Liger's forward would take its place",
+    "deepspeed": "nothing: DeepSpeed owns its optimizer's state, which each stage must clear; launch with FSDP or DDP",
+    "label_smoothing_factor": "nothing: the loss is the method's, and would not be smoothed",
+    "auto_find_batch_size": "per_device_train_batch_size: how many sequences a step has is fixed beforehand",
+    "per_device_eval_batch_size": "eval_batch_tokens",
+    "save_total_limit": "nothing: the last two checkpoints are kept, and all of a teacher's",
+    "save_only_model": "nothing: a run continues from its checkpoints",
+    "resume_from_checkpoint": "nothing: a command that is given again continues",
 }
 """TrainingArguments that have one right value here → what to set instead."""
 
@@ -151,6 +160,9 @@ class TrainingConfig(Section):
                 TypeAdapter(types[name]).validate_python(value)
             except ValidationError as error:
                 raise InvalidKeyError(name, f"{error.errors()[0]['msg']}, got {value!r}") from None
+            if name == "optim" and (str(value).endswith("layerwise") or value == "adagrad"):
+                # one optimizer for each weight, or sums that are made once: clearing the state would not start it anew
+                raise InvalidKeyError(name, f"{value!r} cannot be cleared at a stage; use another, such as 'adafactor'")
         return self
 
     def result_options(self, *others: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class SequenceTrainer(ResumingTrainer):
         settings: LoopSettings,
         stream: RowStream,
     ) -> None:
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or "deepspeed" in settings.config.other_arguments:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
             raise TrainingError("DeepSpeed owns its optimizer's state, which each stage must clear; use FSDP or DDP")
         attach_objective(model, len(tokenizer))
         rows.packing = packing_of(model, "packing") if settings.config.packing else None
