@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import socket
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ LOCK_FOLDER = ".locks"
 """Below a store: where its locks lie. No file of a cache is there."""
 EXCLUSIVE = "exclusive"
 """The lock for what one builder does for all."""
+_PART = re.compile(r"part-([0-9]{1,9})-of-([0-9]{1,9})")
 
 
 def holder_name(part: tuple[int, int]) -> str:
@@ -43,6 +45,12 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:  # not Linux, or it has just ended
         return True
+
+
+def part_of(name: str) -> tuple[int, int] | None:
+    """Return the part that a lock's name without its suffix means; None where it means none."""
+    match = _PART.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def parts_clash(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -27,6 +27,7 @@ from cache_builder.storage.holders import (
     holder_name,
     is_alive,
     machine,
+    part_of,
     parts_clash,
 )
 
@@ -73,10 +74,9 @@ class Leases:
         with self._lease(f"part-{part[0]}-of-{part[1]}.json", part, wait=False):
             # After taking one's own: two builders that begin at once see each other's, and at least one gives way.
             for name, lease in self.all().items():
-                if not name.startswith("part-") or is_over(lease):
+                other = part_of(name.removesuffix(".json"))
+                if other is None or is_over(lease):
                     continue
-                index, _, parts = name.removeprefix("part-").removesuffix(".json").partition("-of-")
-                other = (int(index), int(parts))
                 if other != part and parts_clash(other, part):
                     raise CacheBusyError(busy_message(self.objects.where(""), part, lease["holder"]))
             yield
@@ -159,7 +159,8 @@ def _parse(data: bytes) -> Lease:
     except (ValueError, RecursionError):
         return {}
     fits = isinstance(lease, dict) and all(isinstance(lease.get(field), kind) for field, kind in _FIELDS.items())
-    return lease if fits else {}
+    # A time that is no number is never over and always another one: it would be waited for without end.
+    return lease if fits and 0 < lease["process"] < 2**31 and 0 <= lease["renewed"] < 1e12 else {}
 
 
 def _say(text: str) -> None:

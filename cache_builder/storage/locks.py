@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cache_builder.errors import CacheBusyError, CacheWriteError
-from cache_builder.storage.holders import EXCLUSIVE, LOCK_FOLDER, busy_message, holder_name, parts_clash
+from cache_builder.storage.holders import EXCLUSIVE, LOCK_FOLDER, busy_message, holder_name, part_of, parts_clash
 
 WORKERS_SECONDS = 120.0
 """How long a new builder waits for the workers of one that died; they notice it within seconds."""
@@ -112,9 +112,8 @@ class LocalLocks:
         path = self.folder / f"part-{part[0]}-of-{part[1]}"
         with folder_lock(self.folder):
             for other in sorted(self.folder.glob("part-*")):
-                holder = _holder_of(other)
-                i, _, n = other.name.removeprefix("part-").partition("-of-")
-                if holder is not None and parts_clash((int(i), int(n)), part):
+                holder, held = _holder_of(other), part_of(other.name)
+                if holder is not None and held is not None and parts_clash(held, part):
                     raise CacheBusyError(busy_message(str(self.cache), part, holder))
             descriptor = _hold_file(path, holder_name(part))
         try:
