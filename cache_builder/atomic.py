@@ -13,8 +13,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cache_builder.errors import ConfigError
+
 PART_SUFFIX = ".part"
 """What is being written, or was when its writer was killed."""
+
+
+def check_named_in_utf8(path: Path) -> None:
+    """Refuse a path that this locale writes in other bytes than UTF-8, by which the tokenizers library opens files.
+
+    Raises:
+        ConfigError: it does.
+    """
+    try:
+        alike = os.fsencode(path) == str(path).encode()
+    except UnicodeEncodeError:
+        alike = False
+    if not alike:
+        raise ConfigError(
+            f"run.output_dir {str(path.parent)!r}: this locale does not write the name in UTF-8, by which libraries "
+            "open files; choose a name in ASCII, or a UTF-8 locale such as LC_ALL=C.UTF-8"
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cache_builder.atomic import write_text
+from cache_builder.atomic import check_named_in_utf8, write_text
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.redaction import secrets_in
 
@@ -304,6 +304,7 @@ def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[s
 def save_experiment(experiment: BaseModel, path: str | Path) -> None:
     """Write every setting, defaults included, as TOML that `load_experiment` reads back to the same experiment."""
     path = Path(path)
+    check_named_in_utf8(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")))
 

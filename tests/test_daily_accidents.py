@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,12 +166,42 @@ def test_half_a_character_and_control_characters_are_written_out() -> None:
     assert printable("a\x1b[2J\ud800\x07\x9b\u202e") == "a\\x1b[2J\\ud800\\x07\\x9b\\u202e"
 
 
-def test_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def euc_jp(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with Japanese EUC-JP, made here: few machines have it."""
+    folder = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "ja_JP", "-f", "EUC-JP", folder / "ja_JP.eucJP"]
+    if shutil.which("localedef") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("localedef or its sources of ja_JP and EUC-JP are not here")
+    return str(folder)
+
+
+def test_a_run_folder_whose_name_the_locale_does_not_write_in_utf_8_is_refused(
+    euc_jp: str, config: Path, tmp_path: Path
+) -> None:
+    """The tokenizers library would look for its files under the UTF-8 name."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHONUTF8"))}
+    environment |= {"LC_ALL": "ja_JP.eucJP", "PYTHONUTF8": "0", "LOCPATH": euc_jp}
+    (tmp_path / "named.toml").write_text(config.read_text().replace(f"{config.parent}/run", f"{tmp_path}/実行"))
+    command = [sys.executable, "-m", "trainer.cli", "sft", str(tmp_path / "named.toml"), "student"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    said = done.stderr.decode("euc_jp")
+    assert f"{tmp_path}/実行" in said and "does not write the name in UTF-8" in said and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["named.toml"]
+
+
+@pytest.mark.parametrize("locale", ["C", "ja_JP.eucJP"])
+def test_files_are_utf_8_whatever_the_locale(locale: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Twice, as what the first writes the second reads; any use of the locale's encoding is an error."""
     make_run(tmp_path / "run", tasks={"タスク é": "accuracy"})
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHONUTF8"))}
-    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONWARNDEFAULTENCODING": "1"}
-    script = "import sys; from trainer.cli import main; sys.argv[0] = 'footsteps'; main()"
+    environment |= {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONWARNDEFAULTENCODING": "1"}
+    encoding = "ascii"
+    if locale != "C":
+        environment["LOCPATH"], encoding = request.getfixturevalue("euc_jp"), "euc_jp"
+    script = f"import sys; from trainer.cli import main; assert sys.getfilesystemencoding() in ('{encoding}', 'utf-8')"
+    script += "; sys.argv[0] = 'footsteps'; main()"
     command = [sys.executable, "-W", "error::EncodingWarning:cache_builder", "-W", "error::EncodingWarning:trainer"]
     for _ in range(2):
         done = subprocess.run(

@@ -69,6 +69,7 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
     files = gguf_parts(name) if is_gguf(name) else {"pretrained_model_name_or_path": name, "revision": revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**files, trust_remote_code=trust_remote_code)
+        tokenizer("a")  # its settings may be of any type, and are first looked at when it is used
     except (OSError, ValueError) as error:
         raise MissingError(f"tokenizer {location!r} could not be loaded: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises nothing more special for a damaged tokenizer.json

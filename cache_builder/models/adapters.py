@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import has_offloaded_params
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cache_builder.errors import ModelError, first_line
+from cache_builder.models.weights import UNREADABLE
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -102,10 +104,8 @@ def put_in(model: PreTrainedModel, adapter: Adapter) -> None:
         loaded = model.load_adapter(
             adapter.location, _NAME, use_safetensors=True, adapter_kwargs={"revision": adapter.revision}
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"adapters {adapter.location!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except (OSError, ValueError, ImportError, SafetensorError, *UNREADABLE) as error:
+        raise ModelError(f"adapters {adapter.location!r} cannot be loaded: {first_line(error)}") from error
     if loaded.missing_keys or loaded.unexpected_keys or loaded.mismatched_keys:
         example = next(iter([*loaded.missing_keys, *loaded.unexpected_keys, *loaded.mismatched_keys]))
         raise ModelError(

@@ -17,6 +17,7 @@ from cache_builder.data.tokenizer import is_gguf, resolve
 from cache_builder.errors import ModelError, first_line
 from cache_builder.models.lm_head import base_of, input_device
 from cache_builder.models.loading import load_model
+from cache_builder.models.weights import UNREADABLE
 
 
 def load_last_parts(config: ModelConfig, seed: int, location: str) -> PreTrainedModel:
@@ -33,7 +34,7 @@ def load_last_parts(config: ModelConfig, seed: int, location: str) -> PreTrained
         )
     try:
         shallow = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *UNREADABLE) as error:
         raise ModelError(f"model {location!r}: its config.json cannot be read: {first_line(error)}") from error
     _without_layers(shallow)
     report = logging.getLogger("transformers.modeling_utils")

@@ -21,17 +21,11 @@ from cache_builder.errors import ConfigError, MissingError, ModelError, first_li
 from cache_builder.models.adapters import adapter_at, put_in
 from cache_builder.models.gguf import gguf_fingerprint, load_gguf
 from cache_builder.models.placement import loading_options
-from cache_builder.models.weights import check_as_saved, check_loaded, has_weights, in_a_layer
+from cache_builder.models.sizes import check_size
+from cache_builder.models.weights import UNREADABLE, check_as_saved, check_loaded, has_weights, in_a_layer
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
-
-
-_UNREADABLE = (
-    *(KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError, RecursionError),
-    *(AssertionError, OverflowError, MemoryError),
-)
-"""What transformers raises at a config that says what no model has."""
 
 
 def load_model(
@@ -75,6 +69,8 @@ def load_model(
         if is_gguf(name):
             _refuse_ways_of_loading(config, location, "is one file, which is read whole")
             return load_gguf(name, options).eval()
+        if Path(name).is_dir():
+            check_size(Path(name), location, options)
         if Path(name).is_dir() and not has_weights(Path(name)) and (Path(name) / "config.json").is_file():
             _refuse_ways_of_loading(config, location, "has no weights to load")
             Console(stderr=True).print(
@@ -117,7 +113,7 @@ def load_model(
             f"model {location!r} does not fit into the GPU's memory; docs/big-teachers.md has the ways to load a "
             f"larger one (teacher.device_map, quantization, tensor_parallel): {first_line(error)}"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"model {location!r} cannot be loaded, its config.json or a weights file holds what transformers does not "
             f"expect: {type(error).__name__}: {first_line(error)}"

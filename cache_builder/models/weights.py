@@ -11,9 +11,16 @@ Random weights where a checkpoint was meant are the worst of all results: everyt
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from cache_builder.data.digests import check_recorded
 from cache_builder.errors import ModelError
 
+UNREADABLE = (
+    *(KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError, RecursionError),
+    *(AssertionError, OverflowError, MemoryError, StrictDataclassError),
+)
+"""What transformers and peft raise at a config that says what no model has."""
 _TEXT = (".json", ".jsonl", ".txt", ".md", ".jinja", ".py", ".toml", ".yaml", ".yml", ".png", ".svg")
 _VOCABULARY = ("tokenizer", "spiece", "sentencepiece", "vocab")
 """How the names of SentencePiece's `.model` files begin; other `.model` files are weights."""

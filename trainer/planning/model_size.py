@@ -126,6 +126,7 @@ def _by_config(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from cache_builder.data.tokenizer import gguf_parts
+    from cache_builder.models.weights import UNREADABLE
     from trainer.shrinking.families import Sizes, check_sizes, smaller_config
 
     try:
@@ -139,7 +140,7 @@ def _by_config(
             model = AutoModelForCausalLM.from_config(config)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, struct.error) as error:  # the last from a .gguf file that ends too early
+    except (OSError, ValueError, struct.error, *UNREADABLE) as error:  # struct's from a .gguf that ends too early
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"the config of {folder} is not that of a causal LM that transformers knows: {reason}; give a number of "

@@ -12,8 +12,10 @@ from transformers import LlamaForCausalLM
 
 from cache_builder.config import ModelConfig
 from cache_builder.errors import ModelError
+from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import load_model, weights_fingerprint
+from tests.support.fuzz import in_time
 
 
 @pytest.fixture
@@ -103,6 +105,31 @@ def test_tensors_of_another_shape_are_refused_by_their_names(saved: Path) -> Non
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
     with pytest.raises(ModelError, match=r"2 have another shape \(lm_head.weight: \[304, 16\] for \[312, 16\], model"):
+        load(saved)
+
+
+@pytest.mark.parametrize("value", [2**22, 2**31, 2**62])
+@pytest.mark.parametrize(
+    "key", ["head_dim", "intermediate_size", "num_hidden_layers", "vocab_size", "hidden_size", "num_key_value_heads"]
+)
+def test_a_config_that_says_far_more_than_its_weights_is_refused_before_room_is_made_for_it(
+    key: str, value: int, saved: Path
+) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, key: value}))
+    reset_peak_memory()
+    before = peak_memory_mib()
+    with in_time(), pytest.raises(ModelError, match=r"saved with|cannot be loaded|cannot be read"):
+        load(saved)
+    assert peak_memory_mib() - before < 64
+
+
+@pytest.mark.parametrize("layers", [10_001, 2**31])
+def test_a_config_alone_has_no_more_layers_than_any_model(layers: int, saved: Path) -> None:
+    as_files_without_tensors(saved)
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    with in_time(), pytest.raises(ModelError, match="num_hidden_layers = "):
         load(saved)
 
 
