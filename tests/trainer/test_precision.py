@@ -1,6 +1,7 @@
 """Trained weights are float32: what `dtype` says, they are computed in."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from cache_builder.config import ModelConfig
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import CacheMismatchError, ConfigError
+from cache_builder.errors import CacheMismatchError, ConfigError, ModelError
 from cache_builder.models.loading import load_model
 from tests.support.toys import load_toy, write_toy
 from trainer.config import LoraSection, SftConfig, StudentConfig
@@ -125,3 +127,17 @@ def test_adapters_are_float32_on_a_half_precision_base(folder: Path, tmp_path: P
     model = load_student(config, 0)
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_are_not_trained_but_take_adapters(make_model: Any, tmp_path: Path) -> None:
+    make_model(hidden_size=64).save_pretrained(tmp_path / "whole")  # bitsandbytes wants multiples of 32
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=four_bits)
+    model.save_pretrained(tmp_path / "quantised")
+    config = StudentConfig(model=str(tmp_path / "quantised"))
+    with pytest.raises(ModelError, match=r"quantised' is quantised \(bitsandbytes 4bit, float32\).*cannot be trained"):
+        load_student(config, 0)
+    adapted = load_student(config.model_copy(update={"lora": LoraSection(r=2)}), 0)
+    assert {parameter.dtype for parameter in adapted.parameters() if parameter.requires_grad} == {torch.float32}

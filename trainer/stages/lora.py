@@ -22,6 +22,7 @@ from cache_builder.data.tokenizer import resolve
 from cache_builder.errors import ModelError
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import load_model
+from cache_builder.models.placement import describe_dtype
 from trainer.config import StudentConfig
 
 
@@ -29,11 +30,18 @@ def load_student(config: ModelConfig, seed: int) -> PreTrainedModel:
     """Load a model as it is to be trained: with `lora`, with new adapters or with those that the folder holds.
 
     Raises:
-        ModelError: adapters are asked for, but the model has no weights to adapt.
+        ModelError: adapters are asked for, but the model has no weights to adapt; or none are, and its weights are
+            quantised, so they cannot be trained.
     """
     lora = config.lora if isinstance(config, StudentConfig) else None
     if lora is None:
-        return load_model(config, seed)
+        model = load_model(config, seed)
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise ModelError(
+                f"model {config.model!r} is quantised ({describe_dtype(model)}), and such weights cannot be trained; "
+                "train adapters on it (`lora`), or start from its whole weights"
+            )
+        return model
     from peft import LoraConfig, PeftModel, get_peft_model
 
     name, revision = resolve(config.model)
