@@ -40,6 +40,19 @@ OURS = {
     "save_total_limit": "nothing: the last two checkpoints are kept, and all of a teacher's",
     "save_only_model": "nothing: a run continues from its checkpoints",
     "resume_from_checkpoint": "nothing: a command that is given again continues",
+    "num_train_epochs": "epochs_per_stage",
+    "warmup_steps": "warmup_ratio",
+    "metric_for_best_model": "select_by",
+    "greater_is_better": "select_by",
+    "fp16_full_eval": "dtype of the model",
+    "bf16_full_eval": "dtype of the model",
+    "eval_delay": "eval_steps",
+    "eval_on_start": "eval_steps",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "nothing: the command says what is done"),
+    **dict.fromkeys(
+        ("eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
+        "nothing: held-out losses and answers are not the Trainer's",
+    ),
 }
 """TrainingArguments that have one right value here → what to set instead."""
 

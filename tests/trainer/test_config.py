@@ -109,6 +109,25 @@ def test_any_training_argument_may_be_given_by_its_own_name(tmp_path: Path) -> N
     assert experiment.distill.other_arguments == {"gradient_checkpointing": True}
 
 
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("label_smoothing_factor=0.1", "set nothing: the loss is the method's"),
+        ("warmup_steps=5", "set warmup_ratio"),
+        ("save_total_limit=3", "set nothing: the last two"),
+        ("num_train_epochs=2", "set epochs_per_stage"),
+        ("per_device_eval_batch_size=2", "set eval_batch_tokens"),
+        ("metric_for_best_model='f1'", "set select_by"),
+        ("prediction_loss_only=true", "set nothing: held-out losses"),
+    ],
+)
+def test_a_training_argument_without_effect_here_is_refused_with_what_has_it(
+    tmp_path: Path, option: str, instead: str
+) -> None:
+    name = option.partition("=")[0]
+    assert f"distill.{name}: not an option here; {instead}" in refusal(tmp_path, MINIMAL, f"distill.{option}")
+
+
 def test_a_step_is_known_by_its_sequences_and_not_by_how_they_are_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

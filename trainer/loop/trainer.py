@@ -197,6 +197,7 @@ class SequenceTrainer(ResumingTrainer):
                 optimizer,
                 num_warmup_steps=round(self.settings.config.warmup_ratio * self.machine.steps_per_stage),
                 num_training_steps=self.machine.steps_per_stage,
+                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs or None,
             )
             if not isinstance(one_stage, LambdaLR):
                 raise TrainingError(

@@ -215,6 +215,14 @@ def test_another_corpus_than_the_caches_is_refused_by_name(toy: Any) -> None:
         distilling.check_cache(cache, examples_cut, elsewhere)
 
 
+def test_the_schedule_of_the_learning_rate_takes_its_own_settings(toy: Any) -> None:
+    shape = "distill.lr_scheduler_type='cosine_with_min_lr'", "distill.lr_scheduler_kwargs={min_lr_rate = 0.5}"
+    experiment, cache, prepared = toy(*shape, "distill.warmup_ratio=0", "distill.logging_steps=1")
+    log = json.loads((distill(experiment, "td", 0, cache, prepared) / "log.json").read_text())
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert min(rates) == pytest.approx(0.5 * experiment.distill.learning_rate, rel=0.05)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
