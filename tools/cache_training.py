@@ -4,6 +4,7 @@
     a student from random weights ─▶ 64 passes, gradient q − p̂ ─▶ KL(p‖q) for the whole p, on these rows and on others
 
     python -m tools.cache_training FOLDER --texts FILE… [--seeds 5] [--passes 64]
+    python -m tools.cache_training FOLDER --unsaid          nats that slots and blocks leave unsaid, by number of slots
 
 A small corpus and many passes, so that what can be learned by heart is. Targets are those of tools/cache_curve, with
 all ids of the vocabulary as columns; `full` is p itself, `full, 20 % of positions` only those at which the teacher's
@@ -157,6 +158,20 @@ def teacher_says(folder: Path, files: list[Path], steps: int) -> tuple[Tensor, T
     return stored["tokens"], stored["logits"]
 
 
+def unsaid(rows: Rows, top_k: int, blocks: int) -> float:
+    """Return KL(p‖p̂) in nats, p̂ within a block of the tail being the rows' own mean: what no record of slots and masses
+    says, even to a student that has learned where a block's mass lies on average.
+    """
+    p_MV = rows.p.flatten(0, 1).double()
+    tail_MV = p_MV.scatter(1, p_MV.topk(top_k, dim=1).indices, 0.0)
+    block_V = block_of_id("log", blocks, tail_MV.mean(0))
+    mass_MG = tail_MV @ one_hot(block_V, blocks).double()
+    mean_MV = tail_MV.mean(0).where(tail_MV > 0, 0.0)  # no id of the position's own slots is in its tail
+    share_MV = mean_MV / (mean_MV @ one_hot(block_V, blocks).double()).clamp(min=1e-300)[:, block_V]
+    filled_MV = mass_MG[:, block_V] * share_MV
+    return float((torch.special.xlogy(tail_MV, tail_MV) - torch.special.xlogy(tail_MV, filled_MV)).sum(1).mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -167,6 +182,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=128, help="of the teacher")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--passes", type=int, default=64)
+    parser.add_argument("--unsaid", action="store_true", help="train no student")
     args = parser.parse_args()
     tokens, logits = teacher_says(args.folder, args.texts, args.steps)
     done = _done(args.passes)
@@ -175,6 +191,10 @@ def main() -> None:
             p = (logits * factor).softmax(2)
             order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
             rows, held_out = (Rows(tokens[part], p[part]) for part in order.split([ROWS, HELD_OUT_ROWS]))
+            if args.unsaid:
+                found = {top_k: round(unsaid(rows, top_k, 32), 3) for top_k in (8, 12, 16, 64, 128, 256, 512, 1024)}
+                print(f"{state}: nats unsaid by slots beside 32 blocks: {found}")
+                continue
             tail = 1 - float(rows.p.topk(16, dim=2).values.sum(2).mean())
             for name in args.targets:
                 if (state, name, str(seed)) not in done:
