@@ -303,8 +303,7 @@ def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[s
 
 def save_experiment(experiment: BaseModel, path: str | Path) -> None:
     """Write every setting, defaults included, as TOML that `load_experiment` reads back to the same experiment."""
-    path = Path(path)
-    check_named_in_utf8(path)
+    check_named_in_utf8(path := Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, tomli_w.dumps(experiment.model_dump(exclude_none=True, mode="json")))
 

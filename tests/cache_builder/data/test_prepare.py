@@ -24,6 +24,25 @@ def test_a_data_file_that_changed_with_its_size_kept_is_noticed(tmp_path: Path) 
         Prepared(experiment)
 
 
+def test_so_is_one_of_a_pattern_and_one_more(tmp_path: Path) -> None:
+    config = write_toy(tmp_path, 12)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    for part in (0, 1):
+        (tmp_path / f"part-{part}.jsonl").write_text("".join(rows[part::2]))
+    experiment = load_toy(config, f"data.train='{tmp_path}/part-*.jsonl'")
+    Prepared(experiment)
+    path = tmp_path / "part-1.jsonl"
+    honest = path.read_text()
+    path.write_text(honest.replace("red", "der"))
+    with pytest.raises(CacheMismatchError, match=r"sha256 of .*part-1\.jsonl"):
+        Prepared(experiment)
+    path.write_text(honest)
+    Prepared(experiment)
+    (tmp_path / "part-2.jsonl").write_text(rows[0].replace("color-0", "color-x"))
+    with pytest.raises(CacheMismatchError, match=r"sha256 of .*part-2\.jsonl: it has None"):
+        Prepared(experiment)
+
+
 def test_a_damaged_test_set_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     experiment = load_toy(write_toy(tmp_path, 12))
     with (tmp_path / "test.jsonl").open("a") as file:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_builder.config import load_experiment
@@ -15,6 +15,7 @@ from cache_builder.data.digests import sha256_of
 from cache_builder.errors import ConfigError
 from cache_builder.redaction import redact, redacted
 from cache_builder.steps import write_record
+from tests.support.fuzz import Tally, cases
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
 from trainer.config import Experiment
@@ -119,19 +120,31 @@ def damaged(data: st.DataObject, content: bytes, path: str) -> bytes:
     return content[:start] + data.draw(NOISE) + content[end:]
 
 
-@settings(deadline=None, max_examples=250)
+@pytest.fixture(scope="module")
+def tally() -> Iterator[Tally]:
+    found = Tally()
+    yield found
+    found.note("run files")
+
+
+@cases(250, 3000)
 @given(data=st.data())
-def test_no_damage_to_a_run_file_is_a_traceback(whole: Path, data: st.DataObject) -> None:
+def test_no_damage_to_a_run_file_is_a_traceback(whole: Path, tally: Tally, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(FILES))
     file = whole / path
     before = file.read_bytes() if file.exists() else b""
-    try:
-        file.write_bytes(damaged(data, before, path))
+    content = damaged(data, before, path)
+
+    def read() -> None:
         run = read_run(whole)
         table = result_table(run)
         write_csv(whole / "x.csv", result_rows(table, table))
         write_tables(whole / "x.json", [result_rows(table, table)])
         "\n".join([summary(run, table), *cautions(run, table), *run.missing]).encode()
+
+    try:
+        file.write_bytes(content)
+        assert tally.end(read) == "read", "a damaged file is named among what is missing, and the rest is reported"
     finally:
         file.write_bytes(before) if before else file.unlink()
 
