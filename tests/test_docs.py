@@ -39,7 +39,8 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     paths = [name for name in quoted if re.match(r"(cache_builder|trainer|tests|tools|docs|configs)/", name)]
     modules = [name for name in quoted if re.fullmatch(r"(cache_builder|trainer|tools|tests)(\.\w+)+", name)]
     modules += re.findall(r"python -m ((?:trainer|tools)(?:\.\w+)+)\b(?!\*)", text)
-    paths += [name.replace(".", "/") + ".py" for name in modules if name.split(".")[-1] != "md"]
+    modules = [name.replace(".", "/") for name in modules if name.split(".")[-1] != "md"]
+    paths += [name if (ROOT / name / "__init__.py").is_file() else f"{name}.py" for name in modules]
     missing = [name for name in paths if not (ROOT / name).exists()]
     missing += [name for name in quoted if re.fullmatch(r"\w+\.py", name) and name not in FILES]
     assert not missing

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,17 +16,28 @@ import click
 from rich.console import Console
 
 from cache_builder.cli.cache import cache as cache_commands
-from cache_builder.cli.options import takes_config
+from cache_builder.cli.options import takes_config, takes_manner
 from cache_builder.errors import ConfigError, UserError, printable, system_message
+from cache_builder.narration import manner, say
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
-from trainer.starting.commands import demo, init
+from trainer.starting.commands import demo, doctor, init
 from trainer.tuning.command import tune as tune_command
 
 if TYPE_CHECKING:
     from trainer.config import Experiment
 
-console = Console(quiet=not is_main_process(), markup=False)
+
+def speaker() -> Console:
+    """Return what prints for people: nothing where others are spoken to, and on the main process alone."""
+    return Console(quiet=not is_main_process() or manner() != "text", markup=False)
+
+
+def tell(what: str, path: object) -> None:
+    """Say where a result is."""
+    if is_main_process():
+        say("result", f"{what}: {path}", what=what, path=str(path))
+
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What keeps transformers' bars and warnings out of ours; read when it is imported, which most commands need not do."""
@@ -97,11 +109,12 @@ def main(context: click.Context) -> None:
 
 @main.command()
 @takes_config
+@takes_manner
 def run(config: Path, overrides: tuple[str, ...]) -> None:
     """Do every stage, skipping what is complete; `footsteps plan CONFIG` says beforehand what that takes."""
     from trainer.run import run_experiment
 
-    run_experiment(load(config, overrides), console)
+    run_experiment(load(config, overrides), speaker())
 
 
 @main.command()
@@ -117,12 +130,13 @@ def shrink(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json and is_main_process():
         click.echo(json.dumps(result, indent=1))
     elif not as_json:
-        console.print(sizes_table(result))
-        console.print(f"student: {result['student']['model']}", soft_wrap=True)
+        speaker().print(sizes_table(result))
+        tell("student", result["student"]["model"])
 
 
 @main.command()
 @takes_config
+@takes_manner
 @click.argument("role", type=click.Choice(["teacher", "student"]))
 def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
     """Fine-tune the teacher, keeping its checkpoints, or the student."""
@@ -133,11 +147,12 @@ def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
     if role == "teacher" and isinstance(experiment.teacher.checkpoints, list):
         raise ConfigError("teacher.checkpoints lists finished checkpoints, so there is no teacher to fine-tune")
     train = sft_teacher if role == "teacher" else sft_student
-    console.print(f"{role}: {train(experiment, Prepared(experiment))}", soft_wrap=True)
+    tell(role, train(experiment, Prepared(experiment)))
 
 
 @main.command()
 @takes_config
+@takes_manner
 def losses(config: Path, overrides: tuple[str, ...]) -> None:
     """Compute the student SFT's loss on every training sequence, for adaptive weighting."""
     from cache_builder.cache.reader import open_cache
@@ -150,11 +165,12 @@ def losses(config: Path, overrides: tuple[str, ...]) -> None:
     path = write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
     if needs_crossfit(experiment):
         path = write_crossfit_losses(experiment, prepared, cache)
-    console.print(f"losses: {path}", soft_wrap=True)
+    tell("losses", path)
 
 
 @main.command()
 @takes_config
+@takes_manner
 @click.option(
     "--method", "methods", multiple=True, help="Only this method; may be repeated. Unless given, the config's."
 )
@@ -169,11 +185,12 @@ def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], 
     cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
     for seed in seeds or tuple(experiment.distill.seeds):
         for method in methods or tuple(experiment.distill.methods):
-            console.print(f"student: {train_student(experiment, method, seed, cache, prepared)}", soft_wrap=True)
+            tell("student", train_student(experiment, method, seed, cache, prepared))
 
 
 @main.command()
 @takes_config
+@takes_manner
 def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Judge the teacher and every finished student on the test set."""
     from cache_builder.cache.reader import open_cache
@@ -182,21 +199,32 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     from trainer.stages.evaluate_run import evaluate_run
 
     experiment = load(config, overrides)
-    evaluate_run(experiment, Prepared(experiment), open_cache(experiment.cache_url), console)
+    evaluate_run(experiment, Prepared(experiment), open_cache(experiment.cache_url), speaker())
     if is_main_process():
-        console.print(results_tables(experiment.output_dir))
+        speaker().print(results_tables(experiment.output_dir))
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report; RUN/report unless given.")
 @click.option("--remote", is_flag=True, help="Trust the runs: open caches at addresses and below $VARIABLES.")
-def report(runs: tuple[Path, ...], output: Path | None, remote: bool) -> None:
+@click.option("--watch", is_flag=True, help="Write it again whenever the runs have changed, until Ctrl-C.")
+@click.option("--every", default=30, show_default=True, type=click.IntRange(1), help="Seconds between two looks.")
+def report(runs: tuple[Path, ...], output: Path | None, remote: bool, watch: bool, every: int) -> None:
     """Write the table, the plots and one self-contained HTML page for one or more run folders."""
     from trainer.report.page import write_report
+    from trainer.report.watch import watch_report
+
+    def told(page: Path) -> None:
+        tell(f"report, {time.strftime('%H:%M:%S')}", page)
 
     if is_main_process():
-        console.print(f"report: {write_report(list(runs), output, remote=remote)}", soft_wrap=True)
+        page = (
+            watch_report(list(runs), output, every, remote=remote, told=told)
+            if watch
+            else write_report(list(runs), output, remote=remote)
+        )
+        tell("report", page)
 
 
 @main.command()
@@ -208,8 +236,8 @@ def toy(output: Path, seeds: int, examples: int, steps: int) -> None:
     """Reproduce the paper's toy (Fig. 2): does adaptive weighting help where the teacher is weak?"""
     from trainer.toy.page import run_toy, toy_table
 
-    console.print(toy_table(run_toy(output, seeds, examples, steps)))
-    console.print(f"toy: {output / 'index.html'}", soft_wrap=True)
+    speaker().print(toy_table(run_toy(output, seeds, examples, steps)))
+    tell("toy", output / "index.html")
 
 
 @main.group()
@@ -227,7 +255,7 @@ def export_lm_eval(folder: Path) -> None:
     from trainer.stages.export_harness import export_tasks
 
     experiment = load_experiment(Experiment, folder / "config.toml")
-    console.print(f"tasks: {export_tasks(experiment, Prepared(experiment))}", soft_wrap=True)
+    tell("tasks", export_tasks(experiment, Prepared(experiment)))
 
 
 @main.command("config")
@@ -244,6 +272,7 @@ main.add_command(plan_command)
 main.add_command(tune_command)
 main.add_command(demo)
 main.add_command(init)
+main.add_command(doctor)
 
 if __name__ == "__main__":
     main()

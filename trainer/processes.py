@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cache_builder.narration import say
+
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
@@ -28,6 +30,12 @@ def is_main_process() -> bool:
 def process_count() -> int:
     """Return how many processes this run has."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say_skipped(folder: Path) -> None:
+    """Say, once, that a stage is not done again, and why."""
+    if is_main_process():
+        say("skipped", f"{folder}: complete, from these inputs; skipped", folder=str(folder))
 
 
 def wait_for_all() -> None:

@@ -13,11 +13,12 @@ from cache_builder.build.work_units import parse_part
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheIncompleteError
+from cache_builder.narration import manner, say
 from trainer.config import Experiment
 from trainer.evaluation.harness_tasks import check_harness
 from trainer.evaluation.tasks import resolve_tasks
 from trainer.precision import check_precision
-from trainer.processes import on_main_process, wait_for_all
+from trainer.processes import is_main_process, on_main_process, wait_for_all
 from trainer.report.page import results_tables, write_report
 from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
@@ -32,24 +33,25 @@ from trainer.stages.student_losses import write_student_losses
 
 def run_experiment(experiment: Experiment, console: Console) -> None:
     """Do every stage and print the table and the report's path."""
-    console.rule(f"{experiment.output_dir}: prepare")
+    _begin(f"{experiment.output_dir}: prepare", console)
     prepared = Prepared(experiment)
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
     check_selections(experiment, prepared)
     check_harness(experiment.evaluate)
     check_precision(experiment)
     for line in describe_corpora(prepared):
-        console.print(line)
+        if is_main_process():
+            say("corpus", line, said=line)
     cache = until_distillation(experiment, prepared, console)
     for seed in experiment.distill.seeds:
         for method in experiment.distill.methods:
-            console.rule(f"distill: {method}, seed {seed}")
+            _begin(f"distill: {method}, seed {seed}", console)
             distill(experiment, method, seed, cache, prepared)
     judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
     if judged or experiment.evaluate.harness:
-        console.rule("evaluate")
+        _begin("evaluate", console)
         evaluate_run(experiment, prepared, cache, console)
-    console.rule("report")
+    _begin("report", console)
     on_main_process(lambda: _report(experiment, cache, judged, console))
 
 
@@ -60,12 +62,12 @@ def until_distillation(experiment: Experiment, prepared: Prepared, console: Cons
         CacheIncompleteError: other builders still work on the cache.
     """
     if experiment.shrink is not None:  # before anything that takes hours: what it refuses is then known
-        console.rule("shrink the student")
+        _begin("shrink the student", console)
         console.print(sizes_table(shrink_student(experiment, prepared)))
     if isinstance(experiment.teacher.checkpoints, int):
-        console.rule("fine-tune the teacher")
+        _begin("fine-tune the teacher", console)
         sft_teacher(experiment, prepared)
-    console.rule("build the cache")
+    _begin("build the cache", console)
     checkpoints = teacher_checkpoints(experiment)
     build_cache(
         experiment,
@@ -80,13 +82,13 @@ def until_distillation(experiment: Experiment, prepared: Prepared, console: Cons
     if not {name for name, _ in checkpoints} <= set(cache.checkpoints):
         raise CacheIncompleteError(f"cache {experiment.cache_url} is not complete: other builders still work on it")
     if experiment.distill.best == "metric":
-        console.rule("judge the teacher's checkpoints")
+        _begin("judge the teacher's checkpoints", console)
         console.print(f"best: {best_teacher(experiment, prepared, cache)}")
-    console.rule("fine-tune the student")
+    _begin("fine-tune the student", console)
     sft_student(experiment, prepared)
     write_student_losses(experiment, cache, prepared.tokenizer.pad_token_id)
     if needs_crossfit(experiment):
-        console.rule("cross-fit the losses")
+        _begin("cross-fit the losses", console)
         write_crossfit_losses(experiment, prepared, cache)
     return cache
 
@@ -95,7 +97,14 @@ def _report(experiment: Experiment, cache: Cache, judged: bool, console: Console
     folder = experiment.output_dir
     report = write_report([folder], None, remote=True)  # the run is the user's own
     console.print(results_tables(folder) if judged else held_out_table(held_out_losses(experiment, cache)))
-    console.print(f"report: {report}", soft_wrap=True)
+    say("report", f"report: {report}", path=str(report))
+
+
+def _begin(stage: str, console: Console) -> None:
+    if manner() == "text":
+        console.rule(stage)
+    elif is_main_process():
+        say("stage", stage, name=stage)
 
 
 def describe_corpora(prepared: Prepared) -> list[str]:

@@ -50,6 +50,7 @@ from cache_builder.format.manifest import (
     read_group,
 )
 from cache_builder.format.options import BlockOptions
+from cache_builder.narration import say
 from cache_builder.storage.base import Store
 from cache_builder.storage.open import open_store
 from cache_builder.targets.blocks import block_edges
@@ -174,7 +175,10 @@ class Build:
             create_cache(self.store, self.manifest, self.corpus)
             write_order(self.store, self.selected)
         self._check_complete()
-        works = [self.left(work) for work in divide(len(self.selected), self._n_shards, self.part)]
+        whole = list(divide(len(self.selected), self._n_shards, self.part))
+        works = [self.left(work) for work in whole]
+        for asked, work in zip(whole, works, strict=True):
+            self._say_what_is_there(asked, work)
         works = [work for work in works if work.units]
         if works:
             with scheduler(self) as running:
@@ -183,6 +187,15 @@ class Build:
                 running.build(works)
         with self.store.exclusive():
             return all([self.writers[name].finish(self.corpus.position_offsets) for name in self.selected])
+
+    def _say_what_is_there(self, whole: Work, left: Work) -> None:
+        """Say of a checkpoint that this is not its first build."""
+        name, done, units = self.name(whole), whole.units - left.units, whole.units
+        if done and not left.units:
+            say("skipped", f"{name}: all {units} units are committed; skipped", stderr=True, name=name)
+        elif done:
+            text = f"{name}: goes on, {done} of {units} units are committed"
+            say("continued", text, stderr=True, name=name, done=done, units=units)
 
     def name(self, work: Work) -> str:
         """Return the name of a work's checkpoint."""
@@ -206,7 +219,7 @@ class Build:
     def _ensure_probe(self, scheduler: Scheduler) -> None:
         if not self.store.exists(f"{PROBE}/zarr.json"):
             anchor, _ = self.checkpoints[-1]
-            self.console.print(f"probe: its ids from checkpoint {anchor}", highlight=False)
+            say("probe", f"probe: its ids from checkpoint {anchor}", stderr=True, checkpoint=anchor)
             scheduler.fix_probe(anchor)
 
     def _check_complete(self) -> None:

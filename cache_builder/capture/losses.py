@@ -8,6 +8,7 @@ from rich.progress import track
 from cache_builder.capture.capture import sequence_losses
 from cache_builder.data.batches import Batching
 from cache_builder.data.batching import Batch
+from cache_builder.narration import manner
 from cache_builder.sequences import Sequences
 
 
@@ -27,7 +28,7 @@ def corpus_losses(
     losses = np.zeros(len(corpus.token_offsets) - 1)
     batches = batching.plan(np.diff(corpus.token_offsets))
     rounds = range(-(-len(batches) // parts))
-    for turn in track(rounds, description=description) if description else rounds:
+    for turn in track(rounds, description=description) if description and manner() == "text" else rounds:
         number = turn * parts + index
         rows = batches[min(number, len(batches) - 1)]
         batch = batching.collate([corpus.sequence(int(row)) for row in rows])

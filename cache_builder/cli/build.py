@@ -5,12 +5,14 @@ from typing import Any
 
 import click
 
-from cache_builder.cli.options import read_experiment, takes_config
+from cache_builder.cli.options import read_experiment, takes_config, takes_manner
 from cache_builder.errors import ConfigError
+from cache_builder.narration import say
 
 
 @click.command()
 @takes_config
+@takes_manner
 @click.option("--part", "part_text", metavar="I/N", help="Do share I (from 0) of N; torchrun's RANK unless given.")
 @click.option("--checkpoint", metavar="NAME", help="Build only this checkpoint of teacher.checkpoints.")
 @click.option("--repair", is_flag=True, help="First verify every byte; build again what is damaged.")
@@ -65,4 +67,4 @@ def build(
         scheduler=opened,
     )
     state = "complete" if complete else "this part is done; other parts are not"
-    click.echo(f"{experiment.cache_url}: {state}")
+    say("cache", f"{experiment.cache_url}: {state}", path=experiment.cache_url, complete=complete)

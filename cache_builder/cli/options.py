@@ -2,11 +2,13 @@
 
     CONFIG [--set …]             takes_config   → config, overrides
     CACHE_OR_CONFIG [--set …]    takes_cache    → config_or_cache, overrides
+    [--quiet | --json]           takes_manner   → nothing: how the command speaks is in the environment
 
 A command that runs under `footsteps` reads a config with the whole experiment's schema, which `context.obj` returns;
 by itself, with what the cache needs of it.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import click
 
 from cache_builder.config import CacheExperiment, load_experiment
+from cache_builder.narration import VARIABLE, Manner
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."
@@ -23,6 +26,37 @@ set_option = click.option(
 def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the CONFIG argument and the `--set` option."""
     return click.argument("config", type=click.Path(path_type=Path))(set_option(command))
+
+
+def takes_manner(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--quiet` and `--json`, which say how a long command speaks while it works."""
+    quiet = click.option(
+        "--quiet", is_flag=True, expose_value=False, callback=_speak("quiet"), help="Say nothing but warnings."
+    )
+    as_json = click.option(
+        "--json", is_flag=True, expose_value=False, callback=_speak("json"), help="Say JSON lines, for machines."
+    )
+    return quiet(as_json(command))
+
+
+def _speak(manner: Manner) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def speak(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if not given:
+            return
+        if context.meta.setdefault("footsteps.manner", manner) != manner:
+            raise click.UsageError("--quiet and --json exclude each other; give one")
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = manner
+        context.call_on_close(lambda: _restore(before))
+
+    return speak
+
+
+def _restore(before: str | None) -> None:
+    if before is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = before
 
 
 def takes_cache(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +22,7 @@ from cache_builder.models.gguf import gguf_fingerprint, load_gguf
 from cache_builder.models.placement import loading_options
 from cache_builder.models.sizes import check_size
 from cache_builder.models.weights import UNREADABLE, check_as_saved, check_loaded, has_weights, in_a_layer
+from cache_builder.narration import say
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 """What a model's folder, or that of LoRA adapters, has one of."""
@@ -73,12 +73,8 @@ def load_model(
             check_size(Path(name), location, options)
         if Path(name).is_dir() and not has_weights(Path(name)) and (Path(name) / "config.json").is_file():
             _refuse_ways_of_loading(config, location, "has no weights to load")
-            Console(stderr=True).print(
-                f"model {location}: no weights in its folder, so they are initialised from seed {seed}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            text = f"model {location}: no weights in its folder, so they are initialised from seed {seed}"
+            say("initialised", text, stderr=True, model=location, seed=seed)
             return _initialised(name, seed, options).eval()
         options |= {
             "revision": revision,

@@ -98,6 +98,29 @@ def test_every_stage_by_itself_gives_what_run_gives(finished: Path, tmp_path: Pa
     assert table(tmp_path / "run") == table(finished.parent / "run")
 
 
+def test_machines_are_told_each_stage_step_and_skip_and_people_why(tmp_path: Path) -> None:
+    config = write_toy(tmp_path)
+    steps, again = (
+        [json.loads(line) for line in footsteps("run", config, "--json").stdout.splitlines()] for _ in range(2)
+    )
+    events = [line["event"] for line in steps]
+    assert {"stage", "step", "built", "evaluated", "report"} <= set(events) and "skipped" not in events
+    first = next(line for line in steps if line["event"] == "step")
+    assert first["name"] == "teacher" and 0 < first["step"] < first["steps"] and first["seconds_left"] > 0
+    skipped = [line for line in again if line["event"] == "skipped"]
+    assert not {"step", "built", "evaluated"} & {line["event"] for line in again}
+    built = {line["name"] for line in steps if line["event"] == "built"}
+    judged = {line["name"] for line in steps if line["event"] == "evaluated"}
+    assert {line["name"] for line in skipped if "name" in line} == built | judged
+    assert footsteps("run", config, "--quiet").output == ""
+    said = footsteps("run", config).output
+    assert "complete, from these inputs; skipped" in said and "judged already" in said
+
+
+def test_quiet_and_json_exclude_each_other(tmp_path: Path) -> None:
+    assert "exclude each other" in footsteps("run", write_toy(tmp_path), "--quiet", "--json").output
+
+
 def count_files(folder: Path) -> int:
     """Count what is below a folder while another process changes it."""
     return sum(len(files) for _, _, files in os.walk(folder))

@@ -19,6 +19,7 @@ from cache_builder.config import TextConfig
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.examples import Example
 from cache_builder.errors import ConfigError, DataError
+from cache_builder.narration import manner
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.baselines import ahead, baseline_answers, score
 from trainer.evaluation.generation import GREEDY, Outputs, find_stop_ids, generate, ignored_settings
@@ -117,7 +118,7 @@ def evaluate_model(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=console is None or not console.is_terminal,
+        disable=console is None or not console.is_terminal or manner() != "text",
     )
     with bar:
         row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-LINE_SECONDS = 30
+from cache_builder.narration import LINE_SECONDS, duration, manner, say
 
 
 class StepProgress(TrainerCallback):
@@ -16,15 +16,18 @@ class StepProgress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.name = ""
-        self.said_at = 0.0
+        self.said_at = self.began_at = 0.0
+        self.first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             in_distill = folder.name.startswith("seed-")
             self.name = f"{folder.parent.name} {folder.name}" if in_distill else folder.name
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, disable=None)
-            self.said_at = time.monotonic()
+            silent = None if manner() == "text" else True  # None: a bar on a terminal alone
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, disable=silent)
+            self.said_at = self.began_at = time.monotonic()
+            self.first_step = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
@@ -33,11 +36,26 @@ class StepProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if self.bar is None or not logs or "loss" not in logs:
             return
-        loss = f"{float(logs['loss']):.3f}"
-        self.bar.set_postfix(loss=loss, refresh=False)
-        if self.bar.disable and time.monotonic() - self.said_at > LINE_SECONDS:
-            self.said_at = time.monotonic()
-            print(f"{self.name}: step {state.global_step:,} of {state.max_steps:,}, loss {loss}", flush=True)
+        loss, now = float(logs["loss"]), time.monotonic()
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if not self.bar.disable or (manner() == "text" and now - self.said_at <= LINE_SECONDS):
+            return
+        self.said_at = now
+        # Since this process began: a training that goes on from a checkpoint has not made the steps before it.
+        steps_per_second = (state.global_step - self.first_step) / max(now - self.began_at, 1e-9)
+        left = (state.max_steps - state.global_step) / max(steps_per_second, 1e-9)
+        say(
+            "step",
+            f"{self.name}: step {state.global_step:,} of {state.max_steps:,}, loss {loss:.3f}, "
+            f"{steps_per_second:.2f} steps/s, {duration(left)} left",
+            name=self.name,
+            step=state.global_step,
+            steps=state.max_steps,
+            loss=loss,
+            steps_per_second=round(steps_per_second, 4),
+            tokens_per_second=round(logs.get("tokens_per_second", 0.0), 1),
+            seconds_left=round(left, 1),
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:

@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from cache_builder.errors import ModelError, UserError, first_line
 from cache_builder.models.weights import check_loaded
+from cache_builder.narration import say
 from trainer.loop.state import TrainState, last_whole_checkpoint
 
 _UNREADABLE = (
@@ -37,6 +38,10 @@ class ResumingTrainer(Trainer):
             found = list(last_whole_checkpoint(output_dir, total_steps, _warn) or found)
         broadcast_object_list(found)
         checkpoint, saved = found
+        if checkpoint is not None and self.is_world_process_zero():
+            step = int(Path(checkpoint).name.rpartition("-")[2])
+            text = f"{output_dir}: goes on from step {step:,} of {total_steps:,}, its newest whole checkpoint"
+            say("continued", text, folder=str(output_dir), step=step, steps=total_steps)
         return (None if checkpoint is None else str(checkpoint)), saved
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

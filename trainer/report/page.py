@@ -34,7 +34,9 @@ SHOWN_ROWS = 200
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None, *, remote: bool = False) -> Path:
+def write_report(
+    run_dirs: Sequence[Path], output_dir: Path | None = None, *, remote: bool = False, refresh: int | None = None
+) -> Path:
     """Write the report of one run, or of several side by side, and return the path of its page.
 
     `output_dir` is `<run>/report` unless given; for several runs, `report` in the folder that they share. A folder that
@@ -42,6 +44,7 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None, *, re
 
     Args:
         remote: the runs are trusted: a cache at an address, or below `$NAME`, is opened.
+        refresh: seconds after which an open page loads itself again, where it is written again while a run goes on.
 
     Raises:
         MissingError: a folder is not a run folder, or none is given.
@@ -74,7 +77,7 @@ def write_report(run_dirs: Sequence[Path], output_dir: Path | None = None, *, re
         for table in together.tables:
             write_csv(output_dir / f"{slugify(table.name)}.csv", table)
     page = output_dir / "index.html"
-    write_page(page, "report.html.jinja", reports=reports, together=together, shown_rows=SHOWN_ROWS)
+    write_page(page, "report.html.jinja", reports=reports, together=together, shown_rows=SHOWN_ROWS, refresh=refresh)
     return page
 
 

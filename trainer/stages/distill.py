@@ -44,7 +44,7 @@ from trainer.methods.requirements import check_method, kept_by, tail_of
 from trainer.methods.schedules import SCHEDULES, Metric, StageChoice, risk_terms
 from trainer.methods.weighting import WEIGHTINGS, adaptive_weights
 from trainer.precision import for_training
-from trainer.processes import is_main_process, only_run_in
+from trainer.processes import is_main_process, only_run_in, say_skipped
 from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import AwLosses, read_aw_losses
 from trainer.stages.lora import load_student, merge_saved
@@ -220,6 +220,7 @@ def distill(
     }
     with only_run_in(folder, "training this student"):
         if stage_result(folder, inputs) is not None:
+            say_skipped(folder)
             return folder
 
         model = load_student(start, seed)

@@ -24,6 +24,7 @@ from cache_builder.data.digests import check_files, sha256_of
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheDamagedError, DataError
 from cache_builder.models.loading import weights_fingerprint
+from cache_builder.narration import say
 from cache_builder.steps import STAGE_FILE, STARTED_FILE, read_record, write_record
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
@@ -136,6 +137,9 @@ def _evaluate_run(experiment: Experiment, prepared: Prepared, models: list[RunMo
                 )
             files = {name: sha256_of(folder / name) for name in RESULTS}
             write_record(folder / STARTED_FILE, {**inputs, "files": files})
+            say("evaluated", f"{one.name}: judged", name=one.name, folder=str(folder))
+        else:
+            say("skipped", f"{one.name}: judged already with these weights and settings; skipped", name=one.name)
         known[weights] = one.name
         if one.which != "last":
             _run_harness(experiment, prepared, one, weights, load, console)

@@ -24,7 +24,7 @@ from trainer.loop.settings import LoopSettings, Watch
 from trainer.loop.state import drop_resume_state
 from trainer.loop.trainer import SequenceTrainer
 from trainer.precision import for_training
-from trainer.processes import only_run_in
+from trainer.processes import only_run_in, say_skipped
 from trainer.stages.lora import load_student, merge_saved
 from trainer.stages.selection import selection, training_result
 from trainer.stages.shrink import student_at_start
@@ -74,6 +74,8 @@ def fine_tune(
     with only_run_in(folder, "fine-tuning here"):
         if stage_result(folder, inputs) is None:
             _train(experiment, prepared, folder, rows, model_config, config, keep, chosen_by, watch)
+        else:
+            say_skipped(folder)
     return folder
 
 

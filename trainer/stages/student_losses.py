@@ -19,7 +19,7 @@ from cache_builder.models.placement import place
 from cache_builder.steps import finish_stage, stage_result
 from trainer.config import Experiment
 from trainer.losses_file import write_losses
-from trainer.processes import on_main_process, only_run_in
+from trainer.processes import on_main_process, only_run_in, say_skipped
 
 
 def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> Path:
@@ -31,6 +31,7 @@ def write_student_losses(experiment: Experiment, cache: Cache, pad_id: int) -> P
         inputs = {"cache": cache.fingerprint, "weights": weights_fingerprint(str(model_folder), experiment.run.seed)}
         with only_run_in(folder, "computing these losses"):
             if stage_result(folder, inputs) is not None:
+                say_skipped(folder)
                 return
             config = experiment.student.model_copy(update={"model": str(model_folder)})
             model = load_on_device(config, experiment.run.seed)

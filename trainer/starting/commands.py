@@ -1,4 +1,4 @@
-"""`footsteps demo|init`: what they read, in which order they call, and what they print."""
+"""`footsteps demo|init|doctor`: what they read, in which order they call, and what they print."""
 
 import os
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cache_builder.cli.options import set_option
+from cache_builder.cli.options import set_option, takes_manner
+from cache_builder.errors import printable
+from cache_builder.narration import manner
 from trainer.processes import is_main_process
 
 
@@ -15,6 +17,7 @@ from trainer.processes import is_main_process
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/demo unless given.")
 @click.option("--quick", is_flag=True, help="Every stage in a minute, in runs/demo-quick; its figures mean nothing.")
 @set_option
+@takes_manner
 def demo(output: Path | None, quick: bool, overrides: tuple[str, ...]) -> None:
     """Run the whole pipeline on made-up data, on a CPU, in minutes: a table and a report."""
     import torch
@@ -28,7 +31,7 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...]) -> None:
     folder = output or Path("runs/demo-quick" if quick else "runs/demo")
     experiment = demo_experiment(folder, quick, overrides)
     save_experiment(experiment, folder / "config.toml")
-    run_experiment(experiment, Console(quiet=not is_main_process(), markup=False))
+    run_experiment(experiment, Console(quiet=not is_main_process() or manner() != "text", markup=False))
 
 
 @click.command()
@@ -76,3 +79,18 @@ def _ask(name: str) -> str:
     if not sys.stdin.isatty():
         raise ConfigError(f"--{name} is not given, and there is no terminal to ask at")
     return str(click.prompt(name, type=str))
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.pass_context
+def doctor(context: click.Context, config: Path | None) -> None:
+    """Say what is there that a run needs, a line each, and what to do; of CONFIG, try its rows and template."""
+    from trainer.starting.doctor import examine
+
+    failed = False
+    for line in examine(config):
+        click.echo(f"{line.state:<4}  {printable(line.text)}")
+        failed |= line.state == "fix"
+    if failed:
+        context.exit(2)

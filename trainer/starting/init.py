@@ -3,21 +3,18 @@
 rows ──▶ shape, columns ──▶ examples ──▶ template, lengths ──▶ choices ──▶ experiment.toml
 """
 
-import tempfile
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cache_builder.config import DataConfig, make_experiment
 from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import load_splits
-from cache_builder.data.tokenizer import train_tokenizer
 from trainer.config import Experiment
 from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
 from trainer.starting.config_text import Findings, config_text
-from trainer.starting.models import find_template, measure, model_facts, shared_tokenizer
+from trainer.starting.models import find_template, measure, model_facts, shared_tokenizer, trained_tokenizer
 from trainer.starting.rows import LOOKED_AT, Found, Places, look_at
 
 MEASURED = 500
@@ -52,8 +49,7 @@ def first_config(places: Places, teacher: str, student: str, output_dir: str) ->
     vocabulary = None
     if tokenizer is None:
         vocabulary = min(model.vocabulary for model in models)
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = train_tokenizer(map(_text, _first(splits["train"])), vocabulary, Path(folder))
+        tokenizer = trained_tokenizer(splits["train"], vocabulary)
     template = find_template(tokenizer, sample)
     findings = Findings(
         train=places.train,
@@ -82,10 +78,6 @@ def _spread(count: int) -> list[int]:
 
 def _first(split: Split) -> list[Example]:
     return [split[row] for row in range(min(len(split), LOOKED_AT))]
-
-
-def _text(example: Example) -> str:
-    return "\n".join([*(message["content"] for message in example["messages"]), example.get("text", "")])
 
 
 def _by_task(splits: dict[str, Split], rows: Found) -> dict[str, list[Example]]:

@@ -4,6 +4,7 @@ both have one, the same      the teacher's           `[tokenizer]` is left out
 neither has weights          one is trained          `tokenizer.train_vocab_size`
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from cache_builder.config import ModelConfig, TokenizerConfig
 from cache_builder.data.chat import encode, encode_text
-from cache_builder.data.examples import Example
-from cache_builder.data.tokenizer import load_tokenizer, resolve, tokenizer_fingerprint
+from cache_builder.data.examples import Example, Split
+from cache_builder.data.tokenizer import load_tokenizer, resolve, tokenizer_fingerprint, train_tokenizer
 from cache_builder.errors import DataError, MissingError, ModelError, first_line
 from cache_builder.models.weights import has_weights
+from trainer.starting.rows import LOOKED_AT
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 UNLIMITED = 1 << 30
@@ -102,6 +105,25 @@ def shared_tokenizer(teacher: ModelFacts, student: ModelFacts) -> PreTrainedToke
             f"{prints[1][:12]}…; a student learns the teacher's tokens, so choose models of one family"
         )
     return tokenizers[0]
+
+
+def tokenizer_for(settings: TokenizerConfig, teacher: ModelConfig, train: Split) -> PreTrainedTokenizerBase:
+    """Return an experiment's tokenizer; one that is to be trained is, on a part of the training text.
+
+    Raises:
+        MissingError, ModelError: there is none that can be used.
+    """
+    if settings.train_vocab_size is None:
+        return load_tokenizer(settings.path or teacher.model, teacher.trust_remote_code)
+    return trained_tokenizer(train, settings.train_vocab_size)
+
+
+def trained_tokenizer(train: Split, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Train a tokenizer on the rows that are looked at; nothing of it stays on the disk."""
+    examples = (train[row] for row in range(min(len(train), LOOKED_AT)))
+    texts = ("\n".join([*(turn["content"] for turn in row["messages"]), row.get("text", "")]) for row in examples)
+    with tempfile.TemporaryDirectory() as folder:
+        return train_tokenizer(texts, vocabulary, Path(folder))
 
 
 def find_template(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> dict[str, str]:
