@@ -1,7 +1,7 @@
 # make demo      everything from data to report on a CPU, in minutes     make test      the tests but the slow ones
 # make check     format, lint, types, layers, tests                      make test-all  every test
 # make test-lowest   the fast tests at the lowest versions promised      make clean     remove the environments
-# make test-wheel    sdist and wheel, installed elsewhere and run
+# make test-wheel    sdist and wheel, installed elsewhere and run         make docs      the docs site, in build/docs/site
 #
 # Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
@@ -16,10 +16,14 @@ FAST := tests/test_dependencies.py tests/trainer/test_config.py tests/trainer/te
 	tests/cache_builder/sharing tests/cache_builder/interchange tests/trainer/stages/test_lora.py \
 	tests/trainer/report/test_plots.py
 
-.PHONY: demo test test-all test-lowest test-wheel lint check clean
+.PHONY: demo docs test test-all test-lowest test-wheel lint check clean
 
 demo: $(VENV)/ready
 	$(BIN)/footsteps demo
+
+docs: $(VENV)/ready-dev
+	$(BIN)/python -m tools.docs_site build/docs
+	cd build/docs && $(abspath $(BIN))/zensical build --strict --clean --config-file zensical.toml
 
 test: $(VENV)/ready-dev
 	$(BIN)/python $(PYTEST) -m "not slow"

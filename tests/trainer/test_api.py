@@ -60,7 +60,10 @@ def test_the_page_s_loop_lowers_the_loss_of_a_model_of_one_s_own(
     monkeypatch.chdir(folder)
     losses: list[float] = []
     names: dict[str, Any] = {"model": make_model(hidden_size=24), "losses": losses}
-    exec(LOSS.replace("    loss.backward()", "    losses.append(loss.item())\n    loss.backward()"), names)
+    exec(
+        LOSS.replace("    output.loss.backward()", "    losses.append(output.loss.item())\n    output.loss.backward()"),
+        names,
+    )
     assert len(LOSS[LOSS.index("for row") :].splitlines()) <= 20
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
