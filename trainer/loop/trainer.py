@@ -192,12 +192,13 @@ class SequenceTrainer(ResumingTrainer):
         """Make the learning rate start again at each stage."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
+            kwargs: Any = self.args.lr_scheduler_kwargs  # declared as a text too, which TrainingArguments has parsed
             one_stage = get_scheduler(
                 self.args.lr_scheduler_type,
                 optimizer,
                 num_warmup_steps=round(self.settings.config.warmup_ratio * self.machine.steps_per_stage),
                 num_training_steps=self.machine.steps_per_stage,
-                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs or None,
+                scheduler_specific_kwargs=kwargs or None,
             )
             if not isinstance(one_stage, LambdaLR):
                 raise TrainingError(
