@@ -52,6 +52,28 @@ def test_run_shrinks_the_student_itself_and_trains_and_judges_it(tmp_path: Path)
     assert other.exit_code == 2 and "run/shrunk was made from other settings" in " ".join(other.output.split())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
+def test_students_of_two_sizes_train_from_one_cache_of_adapters(tmp_path: Path) -> None:
+    config, source = write_toy(tmp_path, examples=60), save_source(tmp_path / "source")
+    common = [f"student.model='{source}'", f"teacher.model='{source}'", "distill.methods=['td']"]
+    first = [*common, "shrink.layers=2", "teacher.lora.r=2", "teacher.checkpoints=2"]
+    result = footsteps("run", config, *(part for each in first for part in ("--set", each)))
+    assert result.exit_code == 0, result.output
+    cache = tmp_path / "run" / "cache"
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in cache.rglob("*") if path.is_file()}
+    kept = [str(cache.parent / "teacher" / path.name) for path in sorted((cache / "checkpoints").glob("checkpoint-*"))]
+    kept.sort(key=lambda path: int(path.rpartition("-")[2]))
+    second = [*common, "shrink.layers=3", f"teacher.checkpoints={kept}", f"cache.path='{cache}'"]
+    second += [f"run.output_dir='{tmp_path}/second'"]
+    result = footsteps("run", config, *(part for each in second for part in ("--set", each)))
+    assert result.exit_code == 0, result.output
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    for run, layers in (("run", 2), ("second", 3)):
+        saved = json.loads((tmp_path / run / "distill/td/seed-0/best/config.json").read_text())
+        assert saved["num_hidden_layers"] == layers
+
+
 @pytest.mark.skipif(not PRETRAINED.is_dir(), reason=f"{PRETRAINED} is not there")
 def test_a_shrunk_student_is_healed_on_plain_texts_from_the_base_teachers_cache(tmp_path: Path) -> None:
     texts = [
