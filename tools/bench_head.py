@@ -31,7 +31,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
     weight_VD = torch.randn(vocab_size, args.hidden_size, device=device, dtype=dtype).mul_(0.03).requires_grad_()
     label_M = torch.randint(vocab_size, (args.positions,), device=device)
     weight_M = torch.full((args.positions,), 0.5 / args.positions, device=device)
-    targets = random_targets(args.positions, vocab_size, device)
+    targets = random_targets(args.positions, vocab_size, device, 0)
     teacher_MV = torch.randn(args.positions, vocab_size, device=device, dtype=dtype)
 
     def backward(loss: Tensor) -> None:
