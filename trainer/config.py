@@ -41,6 +41,7 @@ OURS = {
     "save_only_model": "nothing: a run continues from its checkpoints",
     "resume_from_checkpoint": "nothing: a command that is given again continues",
     "num_train_epochs": "epochs_per_stage",
+    "select_by": "distill.best, which chooses among the teacher's checkpoints",
     "warmup_steps": "warmup_ratio",
     "metric_for_best_model": "select_by",
     "greater_is_better": "select_by",

@@ -25,6 +25,7 @@ from trainer.loop import trainer as loop
 from trainer.loop.state import TrainState
 from trainer.report.model_card import write_model_card
 from trainer.report.run.run_reader import read_run
+from trainer.report.sections.overview import report_of
 from trainer.stages.distill import distill
 from trainer.stages.selection import check_selections, selection
 from trainer.stages.sft import sft_student
@@ -143,9 +144,12 @@ def test_the_student_sft_is_chosen_by_its_metric_too_and_another_choice_is_anoth
     measured, losses = logged(folder, "eval_metric"), logged(folder, "eval_loss")
     stage = json.loads((folder / "stage.json").read_text())
     assert stage["best_step"] == max(measured, key=lambda step: (measured[step], -losses[step]))
+    save_experiment(experiment, experiment.output_dir / "config.toml")
+    facts = dict(report_of(read_run(experiment.output_dir), "toy", "toy", "").facts)
+    assert facts["the student SFT, on validation"] == "the highest mean of the primary metrics of its tasks"
     with pytest.raises(ValueError, match="was made from other settings"):
         sft_student(load_toy(path, *options, "sft.student.select_by='loss'"), prepared)
-    with pytest.raises(ConfigError, match=r"sft.teacher.select_by: unknown key"):
+    with pytest.raises(ConfigError, match=r"sft.teacher.select_by: not an option here; set distill.best"):
         load_toy(path, "sft.teacher.select_by='metric'")
 
 

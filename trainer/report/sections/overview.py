@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer.report.parts import RunReport, size
 from trainer.report.results import LABELS, result_table
-from trainer.report.run.records import STUDENT_SFT, TEACHER, Run
+from trainer.report.run.records import SELECTED_BY, STUDENT_SFT, TEACHER, Run
 from trainer.report.run.settings import setting
 from trainer.report.sections.cautions import cautions
 from trainer.report.sections.changes import changes_sections
@@ -71,6 +71,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         if run.cache.checkpoints:
             per_position = np.mean(list(run.cache.bytes.values())) / run.cache.n_positions
             facts.append(("cache, bytes per position", f"{per_position:.1f}"))
+    student_log = run.sft_logs.get(STUDENT_SFT, [])
+    if any("eval_loss" in entry for entry in student_log):
+        by_metric = any("eval_metric" in entry for entry in student_log)
+        facts.append(("the student SFT, on validation", SELECTED_BY["metric" if by_metric else "loss"]))
     if run.corpus_counts:
         facts.append(("sequences cut to fit", f"{run.corpus_counts.get('truncated', 0):,}"))
         facts.append(("sequences dropped", f"{run.corpus_counts.get('dropped', 0):,}"))
