@@ -3,9 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+from scipy import stats
+
 from cache_builder.data.sources import demo
 from tools.study.cells import BLOCKS, SEEDS, Cell, students
 from tools.study.data import SHIFTED, write_notes
+from tools.study.plots import draw_all
+from tools.study.tables import groups, label, paired, table
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -60,3 +66,46 @@ def test_a_seed_of_a_block_is_complete_before_the_next_and_no_student_comes_twic
     ]
     assert first == sorted(first)
     assert all(isinstance(cell, Cell) for cell, _ in order)
+
+
+def line(cell: Cell, seed: str, test: float) -> dict[str, str]:
+    return cell.columns() | {
+        "seed": seed,
+        "test": f"{test:.4f}",
+        "shifted": f"{test - 0.1:.4f}",
+        "held_out": "0.1200",
+        "chosen": "8 16",
+    }
+
+
+def test_a_difference_is_that_of_the_paired_t_test_over_the_seeds_that_both_have() -> None:
+    ours = {"0": 90.0, "1": 92.5, "2": 91.0, "7": 50.0}
+    theirs = {"0": 89.0, "1": 90.0, "2": 90.5, "9": 99.0}
+    difference = paired(ours, theirs)
+    reference = stats.ttest_rel([90.0, 92.5, 91.0], [89.0, 90.0, 90.5])
+    assert difference is not None and difference.seeds == 3
+    assert difference.mean == pytest.approx(np.mean([1.0, 2.5, 0.5]))
+    assert difference.p_value == pytest.approx(reference.pvalue)
+    assert (difference.low, difference.high) == pytest.approx(tuple(reference.confidence_interval()))
+    assert paired(theirs, theirs) is None and paired(ours, {"0": 1.0}) is None
+
+
+def test_a_table_keeps_cells_apart_and_corrects_its_p_values_together(tmp_path: Path) -> None:
+    scores = {"td": (0.90, 0.91, 0.92), "scd": (0.93, 0.94, 0.96), "sft": (0.88, 0.91, 0.89)}
+    rows = [
+        line(Cell(method=name), str(seed), value) for name, all_ in scores.items() for seed, value in enumerate(all_)
+    ]
+    rows += [line(Cell(method="td", epochs_per_stage=2), "0", 0.5), line(Cell(method="td", alpha=1.0), "0", 0.7)]
+    rows += [line(Cell(method="teacher"), "", 0.95)]
+    found = groups(rows)
+    assert [len(each) for each in found.values()] == [10, 1]
+    assert label(rows[-2]) == "td, α = 1"
+    group = next(iter(found))
+    text = table(found[group], group, rows)
+    assert "| teacher |  | 95.0 |" in text
+    assert "| `scd` | 3 | 94.3 ± 1.5 | +3.3 [+1.9, +4.8] |" in text
+    scd, sft = (stats.ttest_rel(scores[name], scores["td"]).pvalue for name in ("scd", "sft"))
+    assert f"| {2 * min(scd, sft):.3f} |" in text and f"| {max(scd, sft):.3f} |" in text
+    paths = draw_all(rows, tmp_path)
+    assert [path.name for path in paths] == ["study-demo-n25-c4-small-e6-base.png"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")

@@ -43,11 +43,13 @@ def cells(*methods: str, **factors: object) -> list[Cell]:
     return [Cell(method=method, **factors) for method in methods]  # type: ignore[arg-type]
 
 
-MAIN = ("sft", "td", "scd", "reach", "td+aw", "scd+aw")
+MAIN = ("td", "scd", "reach", "td+aw")
 BLOCKS: dict[str, list[Cell]] = {
-    "noise": [*cells(*MAIN), *cells("td+aw", "scd+aw", aw_source="crossfit")],
-    "short": [*cells(*MAIN, epochs_per_stage=2), *cells(*MAIN, noise=0.0, epochs_per_stage=2)],
-    "clean": cells(*MAIN, noise=0.0),
+    "noise": [*cells(*MAIN), *cells("td+aw", aw_source="crossfit")],
+    "short": cells("sft", *MAIN, epochs_per_stage=2),
+    "clean-short": cells("sft", *MAIN, noise=0.0, epochs_per_stage=2),
+    "noise-more": [*cells("sft", "scd+aw"), *cells("scd+aw", aw_source="crossfit")],
+    "clean": cells("sft", *MAIN, "scd+aw", noise=0.0),
     "start": cells("sft", "td", "scd", "reach", "td+aw", start="sft", epochs_per_stage=2),
     "alpha": cells("td", alpha=1.0),
     "clinc150": cells("sft", "td", "scd", "reach", "td+aw", data="clinc150", noise=0.0, epochs_per_stage=1),
