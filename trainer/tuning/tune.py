@@ -26,8 +26,12 @@ from trainer.tuning.grid import Cell, Part
 from trainer.tuning.race import History, is_hopeless
 
 RESULT = "result.json"
-SHARED = ("student", "losses", "crossfit")
-"""What a distillation reads in its run folder; a cell's is a link to the experiment's own."""
+SHARED: dict[Part, tuple[str, ...]] = {
+    "teacher": (),
+    "student": ("shrunk",),
+    "distill": ("shrunk", "student", "losses", "crossfit"),
+}
+"""What a training reads in its run folder; a cell's is a link to the experiment's own."""
 
 
 class Hopeless(Exception):
@@ -134,18 +138,18 @@ def _train(
 
 def _own_experiment(experiment: Experiment, cell: Cell, part: Part, own: Path, cache: Cache | None) -> Experiment:
     """Return the cell's experiment with a run folder of its own; a tuned teacher keeps one checkpoint, its last."""
+    on_main_process(lambda: _link(own, SHARED[part]))
     update: dict[str, Any] = {"run": cell.experiment.run.model_copy(update={"output_dir": str(own)})}
     if part == "teacher":
         update["teacher"] = cell.experiment.teacher.model_copy(update={"checkpoints": 1})
     if cache is not None:
         update["cache"] = cell.experiment.cache.model_copy(update={"path": experiment.cache_url})
-        on_main_process(lambda: _link(own))
     return cell.experiment.model_copy(update=update)
 
 
-def _link(own: Path) -> None:
+def _link(own: Path, names: Sequence[str]) -> None:
     own.mkdir(parents=True, exist_ok=True)
-    for name in SHARED:
+    for name in names:
         if not (own / name).is_symlink():
             (own / name).symlink_to(Path("..", "..", "..", name))
 
