@@ -18,6 +18,7 @@ QUICK = (
     "sft.teacher.num_train_epochs=3",
     "sft.student.num_train_epochs=2",
     'distill.methods=["td", "scd+aw"]',
+    "distill.seeds=[0]",
     "distill.epochs_per_stage=1",
 )
 """What makes it end within a minute: every stage, and too little training for any figure to mean something."""
