@@ -87,7 +87,7 @@ class LiveReplay(Replay):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        batch = {key: inputs[key] for key in BATCH_KEYS}
+        batch = {key: inputs[key] for key in BATCH_KEYS if key in inputs}
         with torch.no_grad():
             logp_MV = log_probabilities(self.live, Batch(**batch), self.vocab_size)  # type: ignore[typeddict-item]
         logq_MV = model(**batch, read=lambda student, batch: log_probabilities(student, batch, self.vocab_size))
@@ -219,7 +219,7 @@ def check(stage: Stage, steps: int) -> dict[str, Any]:
         student.eval()
         for inputs in batches_of(trainer, steps):
             inputs = trainer._prepare_inputs(inputs)
-            batch: Any = {key: inputs[key] for key in BATCH_KEYS}
+            batch: Any = {key: inputs[key] for key in BATCH_KEYS if key in inputs}
             targets, sequence_M = inputs["targets"], inputs["sequence_M"]
             positions_B = torch.bincount(sequence_M, minlength=len(inputs["rows_B"]))
             share_M = 1.0 / positions_B[sequence_M]

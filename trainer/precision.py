@@ -12,8 +12,6 @@ rates of 1e-5 most of them are. Once trained, a model is read in `dtype`, by the
 
 from typing import TypeVar
 
-import torch
-
 from cache_builder.config import ModelConfig
 from cache_builder.errors import ConfigError
 from trainer.config import Experiment, StudentConfig, TrainingConfig
@@ -37,12 +35,18 @@ def for_training(model: M_, config: C_) -> tuple[M_, C_]:
     if model.dtype in AUTOCAST and not given and not (has_adapters and model.dtype == "bfloat16"):
         config = config.model_copy(update={AUTOCAST[model.dtype]: True})
     arguments = config.other_arguments
-    if arguments.get("fp16") and (arguments.get("use_cpu") or not torch.accelerator.is_available()):
+    if arguments.get("fp16") and (arguments.get("use_cpu") or not _has_accelerator()):
         raise ConfigError(
             f"{model.model} is to be trained in float16 (dtype, or fp16 of its section), which needs a GPU for the "
             'loss scaler, and there is none here; set dtype = "bfloat16" or "float32", or train where there is a GPU'
         )
     return (model if has_adapters else model.model_copy(update={"dtype": "float32"})), config
+
+
+def _has_accelerator() -> bool:
+    import torch  # only here: a plan, which asks in what is trained, must not wait for torch
+
+    return torch.accelerator.is_available()
 
 
 def check_precision(experiment: Experiment) -> None:

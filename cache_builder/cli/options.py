@@ -8,8 +8,10 @@ A command that runs under `footsteps` reads a config with the whole experiment's
 by itself, with what the cache needs of it.
 """
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +32,29 @@ def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def takes_manner(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--quiet` and `--json`, which say how a long command speaks while it works."""
-    quiet = click.option(
-        "--quiet", is_flag=True, expose_value=False, callback=_speak("quiet"), help="Say nothing but warnings."
-    )
-    as_json = click.option(
-        "--json", is_flag=True, expose_value=False, callback=_speak("json"), help="Say JSON lines, for machines."
-    )
-    return quiet(as_json(command))
 
-
-def _speak(manner: Manner) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def speak(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-        if not given:
-            return
-        if context.meta.setdefault("footsteps.manner", manner) != manner:
+    @functools.wraps(command)
+    def speaking(*arguments: Any, quiet: bool, as_json: bool, **options: Any) -> Any:
+        if quiet and as_json:
             raise click.UsageError("--quiet and --json exclude each other; give one")
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = manner
-        context.call_on_close(lambda: _restore(before))
+        with _spoken("quiet" if quiet else "json") if quiet or as_json else nullcontext():
+            return command(*arguments, **options)
 
-    return speak
+    as_json = click.option("--json", "as_json", is_flag=True, help="Say JSON lines, for machines.")
+    return click.option("--quiet", is_flag=True, help="Say nothing but warnings.")(as_json(speaking))
 
 
-def _restore(before: str | None) -> None:
-    if before is None:
-        os.environ.pop(VARIABLE, None)
-    else:
-        os.environ[VARIABLE] = before
+@contextmanager
+def _spoken(manner: Manner) -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = manner
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def takes_cache(command: Callable[..., Any]) -> Callable[..., Any]:

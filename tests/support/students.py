@@ -17,13 +17,13 @@ def assert_same_bits(one: Path, other: Path) -> None:
         for name, values in weights(one, which).items():
             np.testing.assert_array_equal(values, weights(other, which)[name], err_msg=f"{which} {name}")
     assert json.loads((one / "plan.json").read_text()) == json.loads((other / "plan.json").read_text())
-    assert _record(one) == _record(other)
+    assert recorded(one) == recorded(other)
     np.testing.assert_array_equal(
         load_file(one / "losses.safetensors")["loss"], load_file(other / "losses.safetensors")["loss"]
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def recorded(folder: Path) -> dict[str, Any]:
     """Return what a step recorded, but for the digest of its log, which tells the time."""
     record = json.loads((folder / "stage.json").read_text())
     del record["files"]["log.json"], record["record_sha256"]

@@ -17,6 +17,7 @@ from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, DataError
 from tests.support.interruption import stops_at
 from tests.support.paths import ROOT
+from tests.support.students import recorded
 from tests.support.toys import load_toy, write_toy
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
@@ -95,7 +96,7 @@ def test_other_test_rows_choose_the_same_student_and_are_never_asked_for(toy: An
         if answers == "wrong":
             prepared.examples = NoTest({**prepared.examples, "test": None})
         folder = distill(experiment, "td", 0, cache, prepared)
-        chosen.append((json.loads((folder / "stage.json").read_text()), load_file(folder / "best/model.safetensors")))
+        chosen.append((recorded(folder), load_file(folder / "best/model.safetensors")))
     assert chosen[0][0] == chosen[1][0]
     for name, values in chosen[0][1].items():
         np.testing.assert_array_equal(values, chosen[1][1][name])
@@ -111,7 +112,7 @@ def test_a_resumed_choice_by_metric_has_the_bits_of_an_uninterrupted_one(toy: An
         ours, theirs = (load_file(folder / which / "model.safetensors") for folder in folders)
         for name, values in ours.items():
             np.testing.assert_array_equal(values, theirs[name])
-    assert (folders[0] / "stage.json").read_text() == (folders[1] / "stage.json").read_text()
+    assert recorded(folders[0]) == recorded(folders[1])
 
 
 def test_answering_validation_rows_changes_nothing_of_the_training(toy: Any) -> None:
