@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 import torch
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import verify_head
 from cache_builder.targets.sampling import tail_uniforms
@@ -45,7 +45,7 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
         model(**inputs)
 
     def ours(top_k: int, top_p: float) -> None:
-        capture(
+        begin_capture(
             model,
             batch,
             vocab_size,
@@ -53,7 +53,7 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
             top_p=top_p,
             uniforms_MS=uniforms_MS,
             chunk_positions=args.chunk_positions,
-        )
+        ).arrived()
 
     @torch.no_grad()
     def full_logits() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.config import CacheExperiment, make_experiment
 from cache_builder.data.batches import Batching
 from cache_builder.data.batching import Batch
@@ -105,7 +105,7 @@ def run_capture(model: Any, batches: list[Batch], vocab_size: int) -> Callable[[
     def run() -> None:
         for batch in batches:
             uniforms = tail_uniforms(0, "bench", np.arange(len(batch["label_M"])), 0)
-            capture(model, batch, vocab_size, top_k=16, top_p=1.0, uniforms_MS=uniforms)
+            begin_capture(model, batch, vocab_size, top_k=16, top_p=1.0, uniforms_MS=uniforms).arrived()
 
     return run
 

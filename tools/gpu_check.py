@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.data.batching import Batch, collate
 from cache_builder.data.packing import collate_packed
 from cache_builder.models.lm_head import Head, hidden_states_at
@@ -105,7 +105,10 @@ def correctness(check: Check) -> None:
         batch = collate_packed(sequences, 0, packing_of(low, "packing")) if case == "packed" else padded
         options: dict[str, Any] = {"top_k": 16, "top_p": 1.0, "edges": (0, 300, 1000)}
         options["uniforms_MS"] = tail_uniforms(0, "check", np.arange(len(padded["label_M"])), 8)
-        ours, theirs = capture(low, batch, 1000, **options), capture(exact, padded, 1000, **options)
+        ours, theirs = (
+            begin_capture(low, batch, 1000, **options).arrived(),
+            begin_capture(exact, padded, 1000, **options).arrived(),
+        )
         for name in ("gold", "entropy", "log_tail"):
             apart = float(np.abs(getattr(ours, name) - getattr(theirs, name)).mean())
             check.note("correctness", case, f"{name}, nats", apart, BF16_NATS)

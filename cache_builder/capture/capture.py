@@ -39,35 +39,6 @@ class NonFiniteError(ModelError):
         self.row = row
 
 
-def capture(
-    model: nn.Module,
-    batch: Batch,
-    vocab_size: int,
-    *,
-    top_k: int,
-    top_p: float,
-    uniforms_MS: np.ndarray,
-    edges: tuple[int, ...] = (),
-    chunk_positions: int | None = None,
-) -> Targets[np.ndarray]:
-    """Capture the targets at every position of a batch, and wait for them; arguments and errors as `begin_capture`.
-
-    Raises:
-        NonFiniteError: the logits hold a NaN or an infinity.
-    """
-    begun = begin_capture(
-        model,
-        batch,
-        vocab_size,
-        top_k=top_k,
-        top_p=top_p,
-        uniforms_MS=uniforms_MS,
-        edges=edges,
-        chunk_positions=chunk_positions,
-    )
-    return begun.arrived()
-
-
 @dataclass
 class BegunCapture:
     """A batch's targets, which a GPU may still be making while the next batch is brought to it."""

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from cache_builder.capture.capture import NonFiniteError, capture, gold_logp, probe_ids, probe_logp, sequence_losses
+from cache_builder.capture.capture import (
+    NonFiniteError,
+    begin_capture,
+    gold_logp,
+    probe_ids,
+    probe_logp,
+    sequence_losses,
+)
 from cache_builder.data.batching import Batch, collate
 from cache_builder.errors import ConfigError, ModelError
 from cache_builder.models.lm_head import hidden_states_at, verify_head
@@ -16,7 +23,9 @@ from tests.support.batches_of_noise import VOCABULARY, dense_logp, make_batch, m
 
 
 def captured(model: nn.Module, batch: Batch, top_k: int = 8, top_p: float = 1.0, samples: int = 4, **options):
-    return capture(model, batch, VOCABULARY, top_k=top_k, top_p=top_p, uniforms_MS=uniforms(batch, samples), **options)
+    return begin_capture(
+        model, batch, VOCABULARY, top_k=top_k, top_p=top_p, uniforms_MS=uniforms(batch, samples), **options
+    ).arrived()
 
 
 @pytest.mark.parametrize("top_k", [1, 8, 150, VOCABULARY])
@@ -107,7 +116,7 @@ def test_results_do_not_depend_on_the_batch(make_model):
     for sequence in sequences:
         alone = collate([sequence], pad_id=1)
         end = start + len(alone["label_M"])
-        one = capture(model, alone, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=numbers[start:end])
+        one = begin_capture(model, alone, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=numbers[start:end]).arrived()
         np.testing.assert_array_equal(one.ids, whole.ids[start:end])
         np.testing.assert_array_equal(one.samples, whole.samples[start:end])
         for name in ("logp", "log_tail", "gold", "entropy"):

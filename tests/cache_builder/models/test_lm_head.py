@@ -32,7 +32,7 @@ from transformers import (
     xLSTMForCausalLM,
 )
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.data.batching import Batch
 from cache_builder.errors import ModelError
 from cache_builder.models.lm_head import Head, hidden_states_at, matmul, project, read_head, verify_head
@@ -80,7 +80,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def captured(model: nn.Module, batch: Batch) -> Targets[np.ndarray]:
-    return capture(model, batch, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=uniforms(batch))
+    return begin_capture(model, batch, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=uniforms(batch)).arrived()
 
 
 def test_a_head_with_fewer_rows_than_tokens_is_refused(make_model):

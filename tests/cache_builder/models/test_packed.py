@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.config import CacheExperiment
 from cache_builder.data.batching import Batch, collate
 from cache_builder.data.packing import collate_packed
@@ -71,7 +71,7 @@ def test_targets_of_packed_sequences_are_those_of_padded_ones(family: str, atten
     assert packing_of(model, "cache.packing") == "rows"
     padded, packed = both()
     options: dict[str, Any] = {"top_k": 8, "top_p": 1.0, "uniforms_MS": uniforms(padded)}
-    theirs, ours = (capture(model, batch, VOCABULARY, **options) for batch in (padded, packed))
+    theirs, ours = (begin_capture(model, batch, VOCABULARY, **options).arrived() for batch in (padded, packed))
     for name in ARRAYS:
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=0, atol=2e-5, err_msg=name)
 
@@ -80,7 +80,7 @@ def test_targets_of_packed_sequences_are_those_of_padded_ones(family: str, atten
 def test_loss_and_every_gradient_of_packed_sequences_are_those_of_padded_ones(family: str) -> None:
     model = made(family, **SEPARATE[family]).double()
     padded, packed = both()
-    said = capture(model, padded, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=uniforms(padded))
+    said = begin_capture(model, padded, VOCABULARY, top_k=8, top_p=1.0, uniforms_MS=uniforms(padded)).arrived()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)  # a student that is not its own teacher

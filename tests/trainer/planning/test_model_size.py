@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cache_builder.capture.capture import capture
+from cache_builder.capture.capture import begin_capture
 from cache_builder.data.batching import Batch, collate
 from cache_builder.errors import ConfigError, MissingError, ModelError
 from cache_builder.models.lm_head import hidden_states_at, verify_head
@@ -82,7 +82,9 @@ def test_a_capture_has_the_head_at_positions_only(positions: int) -> None:
     verify_head(model)
     verify_head(model, at)  # its own logits are had once, and not counted
     uniforms_MS = tail_uniforms(0, "count", np.arange(ROWS * positions), 2)
-    counted = count(lambda: capture(model, at, size.vocabulary, top_k=4, top_p=1.0, uniforms_MS=uniforms_MS))
+    counted = count(
+        lambda: begin_capture(model, at, size.vocabulary, top_k=4, top_p=1.0, uniforms_MS=uniforms_MS).arrived()
+    )
     formula = size.body_flops(ROWS * TOKENS, TOKENS) + size.head_flops(ROWS * positions)
     assert counted == pytest.approx(formula, rel=TOLERANCE)
 
