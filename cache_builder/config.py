@@ -215,8 +215,8 @@ class CacheConfig(Section):
     def _some_slots(cls, top_k: int) -> int:
         if top_k == 0:
             raise ValueError(
-                "0 would keep tail samples alone, which serve forward KL only and have a larger gradient error than "
-                "slots and blocks of as many bytes (docs/targets.md); keep at least 1 token"
+                "0 would keep tail samples alone, which serve forward KL only and are learned by heart "
+                "(docs/targets.md); keep at least 1 token"
             )
         return top_k
 
