@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cache_builder.atomic import check_named_in_utf8, write_text
+from cache_builder.config_values import apply_override, nul_in
 from cache_builder.errors import ConfigError, MissingError
 from cache_builder.redaction import secrets_in
 
@@ -286,8 +287,8 @@ def make_experiment(schema: type[E_], values: dict[str, Any], overrides: tuple[s
         ConfigError: it does not fit the schema; the message names `what`.
     """
     for override in overrides:
-        _apply_override(values, override)
-    if (where := _nul_in(values)) is not None:
+        apply_override(values, override)
+    if (where := nul_in(values)) is not None:
         raise ConfigError(f"{what}: {where} holds a NUL character, which no path and no text may; take it out")
     for where in secrets_in(values):
         raise ConfigError(
@@ -318,32 +319,6 @@ def expand(path: str) -> str:
     if "$" in expanded:
         raise ConfigError(f"path {path!r} names an environment variable that is not set; set it or write the path out")
     return expanded
-
-
-def _nul_in(value: Any, path: str = "") -> str | None:
-    """Return the path of a text that holds a NUL, if any does."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    inside = (_nul_in(each, f"{path}.{name}" if path else str(name)) for name, each in pairs)
-    if isinstance(value, str) and "\0" in value:
-        return path
-    return next((found for found in inside if found is not None), None)
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    dotted, separator, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not separator or not all(keys):
-        raise ConfigError(f"--set {override!r}: expected section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    section = values
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section")
-    section[keys[-1]] = value
 
 
 def _problem(details: Any) -> str:
