@@ -321,3 +321,20 @@ class Experiment(CacheExperiment):
                 f'{kept.blocks}) as the cache has them, or use tail = "auto"'
             ) from None
         return self
+
+    @model_validator(mode="after")
+    def _grids_fit(self) -> Self:
+        # here, so that a grid that could not be tried is refused by every command, and not by `tune` alone
+        sections: dict[str, TrainingConfig] = {**dict(self.sft), "distill": self.distill}
+        for part, section in sections.items():
+            told = section.model_dump(exclude_none=True, mode="json")
+            for field, values in getattr(self.tune, part).items():
+                for value in values:
+                    try:
+                        type(section).model_validate({**told, field: value}, strict=True)
+                    except ValidationError as error:
+                        details = error.errors()[0]
+                        cause = details.get("ctx", {}).get("error")
+                        reason = cause.reason if isinstance(cause, InvalidKeyError) else cause or details["msg"]
+                        raise ValueError(f"tune.{part}.{field}: {value!r} does not fit: {reason}") from None
+        return self

@@ -1,5 +1,6 @@
 """What a grid may hold, and what its cells are."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,20 @@ def test_the_default_grid_begins_with_the_config_s_own_values_and_a_section_repl
     given = load_toy(path, "tune.student.learning_rate=[1e-3, 2e-3]")
     assert default_grid(given, "student") == {"learning_rate": [1e-3, 2e-3]}
     assert default_grid(given, "teacher") == default_grid(experiment, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("tune.distill.learning_rat=[1e-3]", "tune.distill.learning_rat: 0.001 does not fit: unknown key"),
+        ("tune.teacher.num_train_epochs=[2, 0]", "tune.teacher.num_train_epochs: 0 does not fit"),
+        ("tune.student.weight_decay=['much']", "tune.student.weight_decay: 'much' does not fit"),
+        ("tune.distill.tail=['bucket', 'sack']", "tune.distill.tail: 'sack' does not fit"),
+    ],
+)
+def test_a_grid_that_could_not_be_tried_is_refused_when_the_config_is_read(
+    tmp_path: Path, grid: str, said: str
+) -> None:
+    path = write_toy(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_toy(path, grid)
