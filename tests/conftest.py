@@ -144,10 +144,13 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of shared real data; tests that need it skip where FOOTSTEPS_SHARED does not name it."""
+def shared_data() -> Iterator[Path]:
+    """The folder of shared real data, also as `$FOOTSTEPS_SHARED` for the configs that name it so; tests that need it
+    skip where that variable does not name it and it is not beside the checkout."""
     root = os.environ.get("FOOTSTEPS_SHARED")
-    candidate = Path(root) if root else Path(__file__).resolve().parents[2] / "shared"
-    if not (candidate / "data").is_dir():
+    folder = Path(root) if root else Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data").is_dir():
         pytest.skip("the shared data is not here; set FOOTSTEPS_SHARED to its folder")
-    return candidate
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FOOTSTEPS_SHARED", str(folder))
+        yield folder

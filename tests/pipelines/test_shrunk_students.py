@@ -1,7 +1,6 @@
 """Students that are shrunk out of a larger model, from the config to the table."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from tests.support.shrinkable import save_source
 from tests.support.toys import write_toy
 from trainer.cli import main
 
-PRETRAINED = Path(os.environ.get("FOOTSTEPS_SHARED", "../shared")) / "models" / "stories260K"
 MODELS = ("teacher, stories260K", "student as shrunk", "td, seed 0")
 NAMES, THINGS = ("Tom", "Lily", "Ben", "Mia"), ("ball", "dog", "cake", "hat", "car")
 
@@ -74,8 +72,10 @@ def test_students_of_two_sizes_train_from_one_cache_of_adapters(tmp_path: Path) 
         assert saved["num_hidden_layers"] == layers
 
 
-@pytest.mark.skipif(not PRETRAINED.is_dir(), reason=f"{PRETRAINED} is not there")
-def test_a_shrunk_student_is_healed_on_plain_texts_from_the_base_teachers_cache(tmp_path: Path) -> None:
+def test_a_shrunk_student_is_healed_on_plain_texts_from_the_base_teachers_cache(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    pretrained = shared_data / "models" / "stories260K"
     texts = [
         f"Once upon a time, there was a little child named {NAMES[row % 4]}. {NAMES[row % 4]} loved to play with a "
         f"{THINGS[row % 5]}. One day, {NAMES[row % 4]} saw a big {THINGS[row * 3 % 5]} and wanted to share it."
@@ -89,10 +89,10 @@ output_dir = "{tmp_path}/run"
 [data]
 train = "{tmp_path}/general.jsonl"
 [teacher]
-model = "{PRETRAINED}"
-checkpoints = ["{PRETRAINED}"]
+model = "{pretrained}"
+checkpoints = ["{pretrained}"]
 [student]
-model = "{PRETRAINED}"
+model = "{pretrained}"
 [shrink]
 layers = 3
 [sft.student]
