@@ -17,6 +17,8 @@ from rich.console import Console
 
 Manner = Literal["text", "json", "quiet"]
 VARIABLE = "FOOTSTEPS_LOG"
+LINES = "FOOTSTEPS_LINES"
+"""Set where several processes share a terminal: bars would be drawn over each other."""
 LINE_SECONDS = 30
 """Between two lines of text on one training or build; JSON has each."""
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ from cache_builder.cli.cache import cache as cache_commands
 from cache_builder.cli.options import takes_config, takes_manner
 from cache_builder.errors import ConfigError, UserError, printable, system_message
 from cache_builder.narration import manner, say
+from trainer.options import takes_jobs
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
 from trainer.starting.commands import demo, doctor, init
@@ -110,11 +112,12 @@ def main(context: click.Context) -> None:
 @main.command()
 @takes_config
 @takes_manner
-def run(config: Path, overrides: tuple[str, ...]) -> None:
+@takes_jobs()
+def run(config: Path, overrides: tuple[str, ...], jobs: int) -> None:
     """Do every stage, skipping what is complete; `footsteps plan CONFIG` says beforehand what that takes."""
     from trainer.run import run_experiment
 
-    run_experiment(load(config, overrides), speaker())
+    run_experiment(load(config, overrides), speaker(), jobs)
 
 
 @main.command()
@@ -175,17 +178,20 @@ def losses(config: Path, overrides: tuple[str, ...]) -> None:
     "--method", "methods", multiple=True, help="Only this method; may be repeated. Unless given, the config's."
 )
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
-def distill(config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+@takes_jobs()
+def distill(
+    config: Path, overrides: tuple[str, ...], methods: tuple[str, ...], seeds: tuple[int, ...], jobs: int
+) -> None:
     """Train students from the cache."""
     from cache_builder.cache.reader import open_cache
     from cache_builder.data.prepare import Prepared
-    from trainer.stages.distill import distill as train_student
+    from trainer.stages.students import train_students
 
     experiment = load(config, overrides)
     cache, prepared = open_cache(experiment.cache_url, local_copy=experiment.local_copy), Prepared(experiment)
-    for seed in seeds or tuple(experiment.distill.seeds):
-        for method in methods or tuple(experiment.distill.methods):
-            tell("student", train_student(experiment, method, seed, cache, prepared))
+    wanted = product(seeds or experiment.distill.seeds, methods or experiment.distill.methods)
+    for folder in train_students(experiment, ((method, seed) for seed, method in wanted), prepared, cache, jobs):
+        tell("student", folder)
 
 
 @main.command()

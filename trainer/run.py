@@ -22,17 +22,17 @@ from trainer.processes import is_main_process, on_main_process, wait_for_all
 from trainer.report.page import results_tables, write_report
 from trainer.stages.best_teacher import best_teacher
 from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
-from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
 from trainer.stages.held_out import held_out_losses, held_out_table
 from trainer.stages.selection import check_selections
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.shrink import shrink_student, sizes_table
 from trainer.stages.student_losses import write_student_losses
+from trainer.stages.students import train_students
 
 
-def run_experiment(experiment: Experiment, console: Console) -> None:
-    """Do every stage and print the table and the report's path."""
+def run_experiment(experiment: Experiment, console: Console, jobs: int = 1) -> None:
+    """Do every stage, training so many students at once, and print the table and the report's path."""
     _begin(f"{experiment.output_dir}: prepare", console)
     prepared = Prepared(experiment)
     resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
@@ -43,10 +43,15 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         if is_main_process():
             say("corpus", line, said=line)
     cache = until_distillation(experiment, prepared, console)
-    for seed in experiment.distill.seeds:
-        for method in experiment.distill.methods:
-            _begin(f"distill: {method}, seed {seed}", console)
-            distill(experiment, method, seed, cache, prepared)
+    students = [(method, seed) for seed in experiment.distill.seeds for method in experiment.distill.methods]
+    if jobs > 1:
+        _begin(f"distill: {len(students)} students, {jobs} at once", console)
+
+    def begun(method: str, seed: int) -> None:
+        _begin(f"distill: {method}, seed {seed}", console)
+
+    for _ in train_students(experiment, students, prepared, cache, jobs, begun):
+        pass
     judged = len(prepared.examples["test"]) > 0  # texts that heal a shrunk student have no answers to judge
     if judged or experiment.evaluate.harness:
         _begin("evaluate", console)

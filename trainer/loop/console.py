@@ -1,5 +1,6 @@
 """How far a training is: one bar over all steps on a terminal; elsewhere a line twice a minute."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from cache_builder.narration import LINE_SECONDS, duration, manner, say
+from cache_builder.narration import LINE_SECONDS, LINES, duration, manner, say
 
 
 class StepProgress(TrainerCallback):
@@ -24,7 +25,8 @@ class StepProgress(TrainerCallback):
             folder = Path(args.output_dir)
             in_distill = folder.name.startswith("seed-")
             self.name = f"{folder.parent.name} {folder.name}" if in_distill else folder.name
-            silent = None if manner() == "text" else True  # None: a bar on a terminal alone
+            bars = manner() == "text" and LINES not in os.environ
+            silent = None if bars else True  # None: a bar on a terminal alone
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, disable=silent)
             self.said_at = self.began_at = time.monotonic()
             self.first_step = state.global_step

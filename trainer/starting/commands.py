@@ -10,6 +10,7 @@ from rich.console import Console
 from cache_builder.cli.options import set_option, takes_manner
 from cache_builder.errors import printable
 from cache_builder.narration import manner
+from trainer.options import takes_jobs
 from trainer.processes import is_main_process
 
 
@@ -18,7 +19,8 @@ from trainer.processes import is_main_process
 @click.option("--quick", is_flag=True, help="Every stage in a minute, in runs/demo-quick; its figures mean nothing.")
 @set_option
 @takes_manner
-def demo(output: Path | None, quick: bool, overrides: tuple[str, ...]) -> None:
+@takes_jobs(min(2, os.cpu_count() or 1))
+def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int) -> None:
     """Run the whole pipeline on made-up data, on a CPU, in minutes: a table and a report."""
     import torch
 
@@ -31,7 +33,7 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...]) -> None:
     folder = output or Path("runs/demo-quick" if quick else "runs/demo")
     experiment = demo_experiment(folder, quick, overrides)
     save_experiment(experiment, folder / "config.toml")
-    run_experiment(experiment, Console(quiet=not is_main_process() or manner() != "text", markup=False))
+    run_experiment(experiment, Console(quiet=not is_main_process() or manner() != "text", markup=False), jobs)
 
 
 @click.command()
