@@ -1,22 +1,27 @@
-"""Time of a step through the Trainer, its loader included, and the rate of the loader alone.
+"""Time of a step through the Trainer, its loader included, what of it is waiting, and the rate of the loader alone.
 
-stock    transformers.Trainer, model(labels=…), the same batches in the same order      the yardstick
-scd+aw   ours: the cache's targets read, decoded and collated, forward KL and CE by adaptive weights
-loader   reading, decoding and collating those batches alone
+stock      transformers.Trainer, model(labels=…), the same batches in the same order    the yardstick
+scd+aw     ours: the cache's targets read, decoded and collated, forward KL and CE by adaptive weights
+no thread  the same, each batch made when the step asks for it and not ahead of it
+loader     reading, decoding and collating those batches alone
 
-python -m tools.bench_trainer [--vocabulary 128256] [--sequences 400] [--workers 0]
+python -m tools.bench_trainer [--vocabulary 128256] [--sequences 400] [--workers 0] [--latency 0.02]
 
-The cache is made up (tools/synthetic_cache.py). Seconds are medians between the ends of consecutive steps; the two
-trainers take turns, and the ratio is the median of the turns' ratios.
+The cache is made up (tools/synthetic_cache.py), in a folder, or with `--latency` in a store that takes so many seconds
+to answer. Seconds are medians between the ends of consecutive steps; the trainers take turns, and a ratio is the median
+of the turns' ratios. The title says for what share of the time the next batch was waited for, with the thread and
+without.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,13 +29,17 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES, Cache, open_cache
 from cache_builder.storage.local import LocalStore
-from tools.measuring import Measured, make_model, parameters, report
+from cache_builder.storage.object_store import RemoteStore
+from tools.bench_stream import URL, Distant
+from tools.measuring import Measured, make_model, median_ratio, parameters, report
 from tools.synthetic_cache import Synthetic, write_synthetic_cache
 from trainer.config import DistillConfig
+from trainer.loop import trainer as loop
 from trainer.loop.dataset import CachedRows
 from trainer.loop.order import RowStream
+from trainer.loop.pace import Pace
 from trainer.loop.settings import LoopSettings
 from trainer.methods.methods import get_method
 from trainer.stages.distill import DistillTrainer
@@ -40,17 +49,28 @@ SKIPPED_STEPS = 3
 
 
 class Clock(TrainerCallback):
-    """Notes when each step ends."""
+    """Notes when each step ends, and what of the time was waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.pace, self.waiting = pace, 0.0
         self.ends: list[float] = []
+        self.processor_ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self.pace is not None and len(self.ends) == SKIPPED_STEPS:
+            self.pace.restart()
         self.ends.append(time.perf_counter())
+        self.processor_ends.append(time.process_time())
+        if self.pace is not None:
+            self.waiting = self.pace.waiting_seconds / self.pace.seconds
 
     def step_seconds(self) -> float:
         """Return the median time from one step's end to the next one's."""
         return statistics.median(np.diff(self.ends[SKIPPED_STEPS:]).tolist())
+
+    def processor_seconds(self) -> float:
+        """Return the mean processor time of a step."""
+        return float(np.diff(self.processor_ends[SKIPPED_STEPS:]).mean())
 
 
 class StockTrainer(Trainer):
@@ -74,14 +94,14 @@ class LabelledRows(CachedRows):
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
 
-def our_trainer(cache: Cache, args: argparse.Namespace, folder: Path, clock: Clock) -> DistillTrainer:
+def our_trainer(cache: Cache, args: argparse.Namespace, folder: Path) -> DistillTrainer:
     """An scd+aw student of one stage."""
     words = {f"t{index}": index for index in range(args.vocabulary)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t0")), pad_token="t0")
     weights = np.random.default_rng(0).uniform(size=len(cache.corpus))
     options: dict[str, Any] = {"dataloader_num_workers": args.workers}
     config = DistillConfig(per_device_train_batch_size=BATCH, epochs_per_stage=1, logging_steps=1000, **options)
-    trainer = DistillTrainer(
+    return DistillTrainer(
         method=get_method("scd+aw"),
         cache=cache,
         best=cache.checkpoints[-1],
@@ -93,44 +113,70 @@ def our_trainer(cache: Cache, args: argparse.Namespace, folder: Path, clock: Clo
         settings=LoopSettings(config=config, output_dir=folder, seed=0, stages=1, epochs_per_stage=1),
         stream=RowStream(cache.corpus.position_offsets, cache.manifest.layout.chunk_positions, 256, 0),
     )
-    trainer.add_callback(clock)
-    return trainer
 
 
-def bench(args: argparse.Namespace, folder: Path) -> list[Measured]:
-    """Measure both trainers in turns, then the loader."""
-    write_synthetic_cache(LocalStore(folder / "cache"), Synthetic(args.sequences, args.vocabulary))
-    cache = open_cache(str(folder / "cache"))
-    turns = []
+def made_when_asked(batches: Iterator[Any], count: int, begin: Callable[[], None]) -> Iterator[Any]:
+    """Yield the batches without a thread, as `read_ahead` does with one."""
+    yield from batches
+
+
+def open_made_up(args: argparse.Namespace, folder: Path) -> Callable[[], Cache]:
+    """Make the cache up, and return what opens it."""
+    made = Synthetic(args.sequences, args.vocabulary)
+    if not args.latency:
+        write_synthetic_cache(LocalStore(folder / "cache"), made)
+        return lambda: open_cache(str(folder / "cache"))
+    write_synthetic_cache(RemoteStore(URL), made)
+    Distant.latency = args.latency
+    return lambda: Cache(Distant(URL), DEFAULT_MEMORY_BYTES)
+
+
+def bench(args: argparse.Namespace, folder: Path) -> tuple[list[Measured], dict[str, object]]:
+    """Measure the trainers in turns, then the loader; also return the shares of waiting."""
+    open_it = open_made_up(args, folder)
+    turns: list[list[Clock]] = []
     for turn in range(args.rounds):
-        clocks = Clock(), Clock()
-        ours = our_trainer(cache, args, folder / f"ours-{turn}", clocks[1])
-        order = list(ours.sampler.stream.rows(0, len(ours.sampler)))
+        ahead, plain = (our_trainer(open_it(), args, folder / f"{name}-{turn}") for name in ("ahead", "plain"))
+        order = list(ahead.sampler.stream.rows(0, len(ahead.sampler)))
         stock = StockTrainer(
             order=order,
             model=make_model(args.vocabulary, args.hidden_size, args.layers, torch.float32, torch.device("cpu")),
-            args=ours.args,
-            train_dataset=LabelledRows(cache, 0, lambda _: np.empty(0)),
+            args=ahead.args,
+            train_dataset=LabelledRows(open_it(), 0, lambda _: np.empty(0)),
             data_collator=lambda batch: batch,
-            callbacks=[clocks[0]],
         )
         stock.remove_callback(ProgressCallback)
+        clocks = [Clock(), Clock(ahead.pace), Clock(plain.pace)]
+        for trainer, clock in zip((stock, ahead, plain), clocks, strict=True):
+            trainer.add_callback(clock)
         stock.train()
-        ours.train()
-        turns.append([clock.step_seconds() for clock in clocks])
-    fresh = CachedRows(open_cache(str(folder / "cache")), 0, lambda _: np.ones(args.sequences))
+        ahead.train()
+        with mock.patch.object(loop, "read_ahead", made_when_asked):
+            plain.train()
+        turns.append(clocks)
+    rows = CachedRows(open_it(), 0, lambda _: np.ones(args.sequences))
     batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
-    start = time.perf_counter()
-    for rows in batches:
-        fresh.__getitems__([(cache.checkpoints[0], row) for row in rows])
-    loader = (time.perf_counter() - start) / len(batches)
-    stock_seconds, our_seconds = (statistics.median(column) for column in zip(*turns, strict=True))
-    ratio = statistics.median(ours / stock for stock, ours in turns)
-    return [
-        Measured("stock", stock_seconds, 1.0, None),
-        Measured("scd+aw", our_seconds, ratio, None),
-        Measured("loader", loader, loader / stock_seconds, None),
+    start, processor_start = time.perf_counter(), time.process_time()
+    for batch in batches:
+        rows.__getitems__([(rows.cache.checkpoints[0], row) for row in batch])
+    loader = [(time.perf_counter() - start) / len(batches)] * args.rounds
+    loader_processor = [(time.process_time() - processor_start) / len(batches)] * args.rounds
+    names = ("stock", "scd+aw", "no thread")
+    seconds = {name: [turn[place].step_seconds() for turn in turns] for place, name in enumerate(names)}
+    processor = {name: [turn[place].processor_seconds() for turn in turns] for place, name in enumerate(names)}
+    seconds, processor = seconds | {"loader": loader}, processor | {"loader": loader_processor}
+    measured = [
+        Measured(
+            name,
+            statistics.median(seconds[name]),
+            median_ratio(seconds[name], seconds["stock"]),
+            None,
+            median_ratio(processor[name], processor["stock"]),
+        )
+        for name in seconds
     ]
+    waiting = [statistics.median(turn[place].waiting for turn in turns) for place in (1, 2)]
+    return measured, {"waiting": f"{waiting[0]:.3f}", "waiting_no_thread": f"{waiting[1]:.3f}"}
 
 
 def main() -> None:
@@ -142,13 +188,14 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measured = bench(args, Path(folder))
+        measured, waiting = bench(args, Path(folder))
     student = make_model(args.vocabulary, args.hidden_size, args.layers, torch.float32, torch.device("cpu"))
-    settings = {**vars(args), "batch": BATCH, "parameters": parameters(student)}
-    title = f"{1 / measured[2].seconds:,.0f} batches/s from the loader; " + ", ".join(
-        f"{name} {value:,}" for name, value in settings.items()
+    settings = {**vars(args), "batch": BATCH, "parameters": parameters(student)} | waiting
+    title = f"{1 / measured[-1].seconds:,.0f} batches/s from the loader; " + ", ".join(
+        f"{name} {value}" for name, value in settings.items()
     )
     report(title, measured, "trainer.csv", settings)
 

@@ -1,7 +1,8 @@
 """What the benchmarks share: rounds of variants side by side, peak memory, the machine's name, a table, a CSV row.
 
 Times are medians over rounds in which every variant runs once, so that a slow spell of the machine touches all of them;
-ratios are medians of the rounds' ratios. Peak memory is above what was resident before: on Linux by resetting the
+ratios are medians of the rounds' ratios. Processor time is that of all threads: on a busy machine its ratios are worth
+more than the clock's, on a GPU nothing. Peak memory is above what was resident before: on Linux by resetting the
 kernel's high-water mark (all threads and libraries counted), on a GPU by the allocator's.
 """
 
@@ -34,6 +35,8 @@ class Measured:
     """Of the time of the first variant."""
     peak_mib: float | None
     """None where the system has no resettable high-water mark."""
+    processor_ratio: float
+    """Of the processor time of the first variant."""
 
 
 def measure(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> list[Measured]:
@@ -41,50 +44,70 @@ def measure(variants: dict[str, Callable[[], None]], rounds: int, device: torch.
     next(iter(variants.values()))()  # what libraries keep for good is no variant's
     peaks = {name: _peak_mib(variant, device) for name, variant in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    processor: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, variant in variants.items():
             _synchronise(device)
-            start = time.perf_counter()
+            start, processor_start = time.perf_counter(), time.process_time()
             variant()
             _synchronise(device)
             seconds[name].append(time.perf_counter() - start)
-    yardstick = seconds[next(iter(variants))]
+            processor[name].append(time.process_time() - processor_start)
+    first = next(iter(variants))
     return [
         Measured(
             name,
-            statistics.median(values),
-            statistics.median(value / base for value, base in zip(values, yardstick, strict=True)),
+            statistics.median(seconds[name]),
+            median_ratio(seconds[name], seconds[first]),
             peaks[name],
+            median_ratio(processor[name], processor[first]),
         )
-        for name, values in seconds.items()
+        for name in variants
     ]
+
+
+def median_ratio(values: list[float], yardsticks: list[float]) -> float:
+    """Return the median of the rounds' ratios."""
+    return statistics.median(value / base for value, base in zip(values, yardsticks, strict=True))
 
 
 def report(title: str, measured: list[Measured], csv_name: str, settings: dict[str, object]) -> None:
     """Print a table, and append a row per variant with commit and hardware to `results/<csv_name>`."""
-    table = Table("variant", "seconds", "ratio", "peak MiB", "ratio", title=title)
+    table = Table("variant", "seconds", "ratio", "processor ratio", "peak MiB", "ratio", title=title)
     base_peak = measured[0].peak_mib
     rows = []
     for row in measured:
         peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
         peak_ratio = f"{row.peak_mib / base_peak:.3f}" if row.peak_mib is not None and base_peak else ""
-        table.add_row(row.variant, f"{row.seconds:.3f}", f"{row.ratio:.3f}", peak, peak_ratio)
-        figures = {"seconds": f"{row.seconds:.4f}", "ratio": f"{row.ratio:.3f}"}
-        rows.append(settings | {"variant": row.variant} | figures | {"peak_mib": peak, "peak_ratio": peak_ratio})
+        processor = f"{row.processor_ratio:.3f}"
+        table.add_row(row.variant, f"{row.seconds:.3f}", f"{row.ratio:.3f}", processor, peak, peak_ratio)
+        figures = {"seconds": f"{row.seconds:.4f}", "ratio": f"{row.ratio:.3f}", "peak_mib": peak}
+        figures |= {"peak_ratio": peak_ratio, "processor_ratio": processor}
+        rows.append(settings | {"variant": row.variant} | figures)
     append_rows(csv_name, [{"torch": torch.__version__} | row for row in rows])
     Console(width=110).print(table)
 
 
 def append_rows(csv_name: str, rows: list[dict[str, object]]) -> None:
-    """Append rows of one shape, with commit and hardware, to `results/<csv_name>`."""
+    """Append rows of one shape, with commit and hardware, to `results/<csv_name>`.
+
+    What the rows that are there do not have is left empty in them, and the other way round.
+    """
     path = RESULTS / csv_name
     path.parent.mkdir(exist_ok=True)
     common: dict[str, object] = {"commit": commit(), "hardware": hardware()}
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*common, *rows[0]], lineterminator="\n")
-        if file.tell() == 0:
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        reader = csv.DictReader(file)
+        columns = list(dict.fromkeys([*(reader.fieldnames or ()), *common, *rows[0]]))
+        known = columns == reader.fieldnames
+        there = [] if known else list(reader)
+        if not known:
+            file.truncate(0)
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        if not known:
             writer.writeheader()
-        writer.writerows(common | row for row in rows)
+        writer.writerows([*there, *(common | row for row in rows)])
 
 
 def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtype, device: torch.device, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -66,6 +66,8 @@ def training_arguments(settings: LoopSettings) -> TrainingArguments:
         logging_nan_inf_filter=False,
         **{
             "dataloader_pin_memory": torch.cuda.is_available(),
+            # only from page-locked memory; what uses a batch on the GPU comes after its copy, so the host need not wait
+            "accelerator_config": {"non_blocking": torch.cuda.is_available()},
             "use_cpu": not torch.accelerator.is_available(),  # else several processes would each train alone
             **config.other_arguments,
         },

@@ -35,6 +35,7 @@ from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
 from cache_builder.models.packed import packing_of
 from cache_builder.targets.divergences import DIVERGENCES
+from trainer.loop.ahead import read_ahead
 from trainer.loop.callbacks import PooledCallback, StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
 from trainer.loop.dataset import Rows
@@ -83,6 +84,8 @@ class SequenceTrainer(ResumingTrainer):
         self.sampler = StageSampler(self.machine, stream, step_rows, lengths_tokens)
         self._sums: torch.Tensor | None = None
         self._started, self.pace = time.perf_counter(), Pace()
+        self._loader: Any = None
+        self._batches: Any = None
         super().__init__(
             model=model,
             args=arguments,
@@ -132,6 +135,7 @@ class SequenceTrainer(ResumingTrainer):
         return StageChoice(stage, stage * self.machine.steps_per_stage, None)
 
     def _choose_by_the_clock(self, stage: int) -> StageChoice:
+        self._read_no_further()  # a schedule reads the cache itself
         with self.pace.elsewhere():
             return self.choose_teacher(stage)
 
@@ -238,6 +242,7 @@ class SequenceTrainer(ResumingTrainer):
             ),
         )
         if not torch.isfinite(output.loss):
+            self._read_no_further()  # the names lie where the batches are read from
             names = [self.rows.sample_ids[row] for row in inputs["rows_B"].tolist()]
             raise TrainingError(
                 f"the loss is {output.loss.item()} at step {self.state.global_step}, in a batch of the examples "
@@ -278,8 +283,30 @@ class SequenceTrainer(ResumingTrainer):
         super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Take an optimizer step's batches as Trainer does, by the clock."""
-        return super().get_batch_samples(self.pace.awaited(epoch_iterator), num_batches, device)
+        """Take an optimizer step's batches as Trainer does, by the clock, and have the next step's made meanwhile."""
+        if epoch_iterator is not self._loader:
+            self._read_no_further()
+            self._loader, self._batches = epoch_iterator, epoch_iterator
+            if self.args.dataloader_num_workers == 0:  # workers are ahead already, and are not to be forked in a thread
+                self._batches = read_ahead(epoch_iterator, self.args.gradient_accumulation_steps, self._use_device)
+        return super().get_batch_samples(self.pace.awaited(self._batches), num_batches, device)
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train as Trainer does; no thread is left, however it ends."""
+        try:
+            return super().train(*args, **options)
+        finally:
+            self._read_no_further()
+
+    def _read_no_further(self) -> None:
+        if self._batches is not self._loader:
+            self._batches.close()
+        self._loader = self._batches = None
+
+    def _use_device(self) -> None:
+        # each thread begins with the first GPU, where page-locking memory would open a second context
+        if self.args.device.index is not None:
+            torch.accelerator.set_device_index(self.args.device.index)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the best.
