@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,7 +127,7 @@ def open_made_up(args: argparse.Namespace, folder: Path) -> Callable[[], Cache]:
     if not args.latency:
         write_synthetic_cache(LocalStore(folder / "cache"), made)
         return lambda: open_cache(str(folder / "cache"))
-    write_synthetic_cache(RemoteStore(URL), made)
+    write_synthetic_cache(RemoteStore(URL), replace(made, shard_positions=8192, chunk_positions=512))
     Distant.latency = args.latency
     return lambda: Cache(Distant(URL), DEFAULT_MEMORY_BYTES)
 
