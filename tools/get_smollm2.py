@@ -11,6 +11,7 @@ written out as they are, so it is a little worse than the original. Needs the ex
 
 import argparse
 import hashlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/models/SmolLM2-135M-Instruct"))
     output = parser.parse_args().output
     if not (output / "model.safetensors").is_file():
+        if importlib.util.find_spec("gguf") is None:  # before the download: transformers would miss it after that
+            sys.exit(
+                "the extra gguf is not installed, with which the model's file is read; pip install -e '.[train,gguf]'"
+            )
         with tempfile.TemporaryDirectory() as work:
             part = output.with_name(output.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
