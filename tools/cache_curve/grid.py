@@ -13,8 +13,8 @@ PEERS = [
     Target(0, "samples", 50, peer="RS-KD, 50 draws", peer_bytes=150),
     Target(16, "none", peer="top-16, renormalised", peer_bytes=58),
 ]
-"""`symmetric_uniform` and the ghost token are both the tail as one outcome on both sides: the bucket. RS-KD at its authors'
-36 and 150 bytes, and at what the default costs."""
+"""`symmetric_uniform` and the ghost token are both the tail as one outcome on both sides: the bucket. RS-KD at its
+authors' 36 and 150 bytes, and at what the default costs."""
 
 YARDSTICKS = [Target(16, "samples", 8), Target(16)]
 """Today's default, and the other one of which the better is the bar."""

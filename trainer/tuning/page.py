@@ -12,11 +12,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from cache_builder.config import save_experiment
+from cache_builder.narration import duration
 from trainer.config import Experiment
 from trainer.planning.command import make_plan
 from trainer.planning.plan import TRAINING
 from trainer.planning.rates import measured_rates
-from trainer.planning.units import format_hours
 from trainer.report.plots.style import is_narrow, plain, render, series_style
 from trainer.report.tables import DataTable, Record, write_csv
 from trainer.tuning.grid import EPOCHS, SECTIONS, Cell, Part, section_of
@@ -36,7 +36,7 @@ def cost_of(experiment: Experiment, cells: Sequence[Cell], part: Part) -> str:
         steps += stages * section.steps(plan.corpus.sequences, epochs)
         flops += plan.training_flops(model, section, stages * epochs)
     rate = measured_rates(plan).get(TRAINING)
-    took = f"about {format_hours(flops / rate.flops_per_second / 3600)} ({rate.source})" if rate else "a time not known"
+    took = f"about {duration(flops / rate.flops_per_second)} ({rate.source})" if rate else "a time not known"
     return (
         f"{len(cells)} cells, {steps:,} steps, {flops:.2g} operations, {took} if none is stopped; one is, where its "
         f"best held-out loss is {BEHIND:.0%} above the best cell's at the same share of its steps, {IN_A_ROW} times in "

@@ -1,5 +1,6 @@
 """A real grid: judged on held-out data, stopped, killed and continued; the test examples are never touched."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainer.cli import main
 from trainer.config import Experiment
 from trainer.loop.trainer import SequenceTrainer
 from trainer.tuning.grid import cells_of
-from trainer.tuning.page import cautions, records_of, write_grid
+from trainer.tuning.page import cautions, cost_of, records_of, write_grid
 from trainer.tuning.tune import Result, best_of, tune
 
 GRID = {"learning_rate": [1e-2, 1e-5], "epochs_per_stage": [2]}
@@ -51,6 +52,7 @@ def test_a_grid_names_the_best_stops_the_hopeless_and_comes_out_the_same_when_it
     experiment, cache, prepared = toy("distill.save_steps=7")
     prepared.examples["test"] = Untouchable()
     cells = cells_of(experiment, "distill", GRID)
+    assert re.search(r"about \d+ s \(measured: 1 × (student|teacher)\)", cost_of(experiment, cells, "distill"))
     results = tune(experiment, "distill", cells, prepared, cache)
     assert best_of(results).cell.values["learning_rate"] == 1e-2
     assert [result.stopped for result in results] == [False, True]
