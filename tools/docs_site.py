@@ -29,6 +29,7 @@ FRONT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
 NAVIGATION = {
     "Home": "index.md",
     "Start": {
+        "Tutorial": "tutorial.md",
         "Own data and models": "start.md",
         "Rows": "data.md",
         "Tasks and metrics": "tasks.md",
