@@ -22,8 +22,10 @@ from cache_builder.build.build import build_cache, teacher_checkpoints
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import load_experiment, make_experiment, save_experiment
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, MissingError
+from cache_builder.models.loading import is_model_folder
 from trainer.config import Experiment
+from trainer.methods.methods import get_method
 from trainer.report.page import write_report
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
@@ -157,8 +159,18 @@ def train(run: Run, method: str, seed: int = 0) -> Path:
 
 
 def load_student(run: Run, method: str, seed: int = 0, which: Literal["best", "last"] = "best") -> PreTrainedModel:
-    """Return a trained student, in eval mode, on this process's device."""
-    folder = run.folder / "distill" / method / f"seed-{seed}" / which
+    """Return a trained student, in eval mode, on this process's device.
+
+    Raises:
+        ConfigError: there is no such method, or `which` is neither "best" nor "last".
+        MissingError: it has not been trained.
+        CacheDamagedError: a file of it is not as it was saved.
+    """
+    if which not in ("best", "last"):
+        raise ConfigError(f'which = {which!r}: expected "best" or "last"')
+    folder = run.folder / "distill" / get_method(method).name / f"seed-{seed}" / which
+    if not is_model_folder(folder):
+        raise MissingError(f"{folder} holds no student; train(run, {method!r}, {seed}) trains it")
     return load_on_device(run.experiment.student.model_copy(update={"model": str(folder)}), run.experiment.run.seed)
 
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.cache.reader import open_cache
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, MissingError
 from tests.support.paths import ROOT
 from tests.support.toys import color_examples
 from trainer.api import build, load_student, new_run, open_run, train
@@ -45,6 +45,21 @@ def test_the_page_s_whole_way_ends_with_a_report_and_is_a_run_for_the_commands(
     assert (run.folder / "report" / "index.html").is_file()
     assert run.cache.checkpoints == open_cache("runs/mine/cache").checkpoints
     assert load_student(run, "td").config.hidden_size == 24
+
+
+def test_a_student_that_there_is_not_is_refused_by_what_is_wrong_with_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run = open_run("runs/mine")
+    for name in ("tdd", "../../student", "td+nothing", ""):
+        with pytest.raises(ConfigError, match=r"method .* is not known; expected one of sft, td"):
+            load_student(run, name)
+    with pytest.raises(ConfigError, match=r"which = '\.\./last': expected \"best\" or \"last\""):
+        load_student(run, "td", which="../last")  # type: ignore[arg-type]
+    for method, seed in (("td", 7), ("rkl", 0)):
+        with pytest.raises(MissingError, match=rf"holds no student; train\(run, '{method}', {seed}\) trains it"):
+            load_student(run, method, seed)
 
 
 def test_the_page_reads_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

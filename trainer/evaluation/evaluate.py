@@ -22,6 +22,7 @@ from cache_builder.errors import ConfigError, DataError
 from cache_builder.narration import manner
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.baselines import ahead, baseline_answers, score
+from trainer.evaluation.eval_mode import in_eval_mode
 from trainer.evaluation.generation import GREEDY, Outputs, find_stop_ids, generate, ignored_settings
 from trainer.evaluation.likelihood import likeliest
 from trainer.evaluation.metrics import is_row_metric, row_scores
@@ -106,8 +107,6 @@ def evaluate_model(
     """
     if not len(examples):
         raise DataError(f"there are no {split} examples to evaluate on; give data.{split}")
-    was_training = model.training
-    model.eval()
     by_task: dict[str, list[Example]] = {name: [] for name in tasks}
     for example in examples:
         by_task[example["task"]].append(example)
@@ -120,14 +119,13 @@ def evaluate_model(
         transient=True,
         disable=console is None or not console.is_terminal or manner() != "text",
     )
-    with bar:
+    with bar, in_eval_mode(model):
         row_count = bar.add_task(f"evaluate {model_name}", total=len(examples))
         evaluated = [
             answer_task(model, tokenizer, tasks[name], rows, settings, text, lambda rows: bar.advance(row_count, rows))
             for name, rows in by_task.items()
             if rows
         ]
-    model.train(was_training)
     seconds = sum(part.outputs.seconds for part in evaluated)
     result = {
         "model": model_name,

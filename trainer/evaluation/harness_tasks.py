@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cache_builder.config import expand
 from cache_builder.data.digests import sha256_of
 from cache_builder.errors import ConfigError
+from trainer.evaluation.eval_mode import in_eval_mode
 from trainer.evaluation.generation import ALONE
 from trainer.evaluation.statistics import interval
 from trainer.evaluation.tasks import EvaluateConfig
@@ -72,13 +73,12 @@ def run_harness(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    was_training = model.training
-    model.eval()
-    with _no_notes(logging.ERROR):  # that a loaded model is none by name, which is meant
-        batch_size = 1 if model.config.model_type in ALONE else settings.batch_size
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     with _no_notes(logging.WARNING):
         tasks = _load(name, settings)
+    with in_eval_mode(model), _no_notes(logging.WARNING):
+        with _no_notes(logging.ERROR):  # that a loaded model is none by name, which is meant
+            batch_size = 1 if model.config.model_type in ALONE else settings.batch_size
+            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         found = simple_evaluate(
             wrapped,
             tasks=list(tasks.values()),
@@ -87,7 +87,6 @@ def run_harness(
             apply_chat_template=settings.harness_chat_template,
             bootstrap_iters=0,
         )
-    model.train(was_training)
     results: dict[str, Any] = {}
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:

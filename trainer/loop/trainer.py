@@ -35,6 +35,7 @@ from cache_builder.errors import TrainingError
 from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
 from cache_builder.models.packed import packing_of
 from cache_builder.targets.divergences import DIVERGENCES
+from trainer.evaluation.eval_mode import in_eval_mode
 from trainer.loop.ahead import read_ahead
 from trainer.loop.callbacks import PooledCallback, StageCallback, TaidCallback
 from trainer.loop.console import StepProgress
@@ -170,12 +171,8 @@ class SequenceTrainer(ResumingTrainer):
     def read(self, batch: Batch, function: Any) -> Any:
         """Run `function(model, batch)` inside the wrapped model's forward, without gradients, in eval mode."""
         model = self.model_wrapped
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            result = model(**self._prepare_inputs(dict(batch)), read=function)
-        model.train(was_training)
-        return result
+        with in_eval_mode(model), torch.no_grad(), self.compute_loss_context_manager():
+            return model(**self._prepare_inputs(dict(batch)), read=function)
 
     def corpus_losses(self, corpus: Sequences) -> np.ndarray:
         """Return the loss of every sequence of a corpus, f64 [n], nats; all processes share the work and the result."""
@@ -331,12 +328,9 @@ class SequenceTrainer(ResumingTrainer):
         if self.settings.selection is None:
             return None
         model: Any = self.model
-        was_training, part = model.training, (self.args.process_index, self.args.world_size)
-        model.eval()
-        with self.compute_loss_context_manager():
-            metric = self.settings.selection.score(model, part, gather_object)
-        model.train(was_training)
-        return metric
+        part = (self.args.process_index, self.args.world_size)
+        with in_eval_mode(model), self.compute_loss_context_manager():
+            return self.settings.selection.score(model, part, gather_object)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as Trainer does, and what others need to use the model."""

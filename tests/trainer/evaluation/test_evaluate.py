@@ -284,6 +284,9 @@ def test_a_judged_model_is_left_as_it_was(
     trained.train()
     run(trained, tokenizer, tmp_path, color_examples(2))
     assert trained.training
+    with pytest.raises(ConfigError, match="positions"):
+        run(trained, tokenizer, tmp_path, color_examples(2), max_new_tokens=255)
+    assert trained.training, "a model that a failure leaves in eval mode trains on without dropout"
     trained.eval()
 
 

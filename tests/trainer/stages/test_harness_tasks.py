@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from cache_builder.config import save_experiment
 from cache_builder.errors import ConfigError
 from tests.support.harness_tasks import ROWS, write_harness_tasks
 from tests.support.toys import load_toy, write_toy
 from trainer.cli import main
-from trainer.evaluation.harness_tasks import check_harness
+from trainer.evaluation.harness_tasks import check_harness, run_harness
+from trainer.evaluation.tasks import EvaluateConfig
 from trainer.report.changes import changes
 from trainer.report.page import results_tables
 from trainer.report.run.run_reader import read_run
@@ -157,6 +159,21 @@ def test_a_name_that_the_harness_does_not_have_is_refused_with_the_nearest(tmp_p
     experiment = load_toy(write_toy(tmp_path / "toy"), *settings)
     with pytest.raises(ConfigError, match=r"'oposites' is no task, group or tag of lm_eval.*did you mean 'opposites'"):
         check_harness(experiment.evaluate)
+
+
+@with_harness
+def test_a_model_is_left_in_its_mode_where_a_task_fails(
+    make_model: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = write_harness_tasks(tmp_path / "tasks")
+    hot = folder / "hot.yaml"
+    hot.write_text(hot.read_text().replace("{{question}}", "{{1 // (2 - label)}}"))  # its third row's label is 2
+    model = make_model().train()
+    with pytest.raises(ZeroDivisionError):
+        run_harness(model, tokenizer, "hot", EvaluateConfig(harness=["hot"], harness_path=str(folder)))
+    assert model.training, "a model that a failure leaves in eval mode trains on without dropout"
+    assert run_harness(model, tokenizer, "cold", EvaluateConfig(harness=["cold"], harness_path=str(folder)))
+    assert model.training
 
 
 @with_harness
