@@ -46,7 +46,8 @@ def encode(
 
     Raises:
         DataError: no assistant turn, an empty one, a template that leaves something out, or that renders a turn's
-            prompt differently once the turn is there; the message names the example.
+            prompt differently once the turn is there; the message names the example. Or the tokenizer gives an id
+            beyond its size.
     """
     parts = _tokenised(example, tokenizer, chat_template, train_on)
     overflow = sum(len(ids) for ids, _ in parts) - max_length
@@ -105,9 +106,9 @@ def encode_text(
     token but the text's first is a position once; without `split_documents` nothing is returned for it.
 
     Raises:
-        DataError: the tokenizer has no eos.
+        DataError: the tokenizer has no eos, or an id beyond its size.
     """
-    ids: list[int] = tokenizer(example["text"], verbose=False)["input_ids"]
+    ids = _known(tokenizer(example["text"], verbose=False)["input_ids"], tokenizer)
     eos = _eos(tokenizer)
     ids = ids if ids and ids[-1] == eos else [*ids, eos]
     if len(ids) > max_length and not split_documents:
@@ -131,7 +132,17 @@ def _tokenised(
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+    return _known(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], tokenizer) if text else []
+
+
+def _known(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Refuse ids that no model's first len(tokenizer) rows are of, which a vocabulary with gaps in its ids gives."""
+    if ids and max(ids) >= len(tokenizer):
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer):,} tokens and gives the id {max(ids):,}: "
+            "its ids have gaps, so no probability would be there for it; number its tokens without gaps"
+        )
+    return ids
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -140,7 +151,7 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
             f"the tokenizer {tokenizer.name_or_path!r} has no eos token and the chat template ends a turn with none; "
             "a student would never learn to stop"
         )
-    return tokenizer.eos_token_id
+    return _known([tokenizer.eos_token_id], tokenizer)[0]
 
 
 def _cut_middle(ids: list[int], cut: int) -> list[int]:

@@ -21,6 +21,7 @@ EOS_TOKEN = "<|end|>"
 PAD_TOKEN = "<|pad|>"
 GGUF = ".gguf"
 """The end of the name of a file that holds a model and its tokenizer."""
+_MOST_TOKENS = 2**24
 
 
 def resolve(location: str) -> tuple[str, str | None]:
@@ -63,7 +64,7 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
 
     Raises:
         MissingError: there is none at `location`.
-        ModelError: it is not a fast tokenizer, or has neither pad nor eos.
+        ModelError: it is not a fast tokenizer, has neither pad nor eos, or an id that no cache holds.
     """
     name, revision = resolve(location)
     files = gguf_parts(name) if is_gguf(name) else {"pretrained_model_name_or_path": name, "revision": revision}
@@ -78,6 +79,12 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {location!r} has no fast version (tokenizer.json); convert it first")
+    # tokenizers writes a vocabulary by going through all ids up to its largest: at 2²⁸ that takes 4 s and a GiB.
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= _MOST_TOKENS:
+        raise ModelError(
+            f"tokenizer {location!r} has a token with the id {largest:,}, a cache holds ids below {_MOST_TOKENS:,}; "
+            "get its files anew"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"tokenizer {location!r} has neither a pad nor an eos token; name one of them")
