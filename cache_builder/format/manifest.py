@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.indented import indented
 from cache_builder.format.options import MAX_COUNT, Entry, Layout, ProbeOptions, TargetOptions, without_absent
 from cache_builder.storage.base import Reads
 from cache_builder.targets.blocks import check_edges
@@ -221,7 +222,7 @@ def seal(body: Entry) -> bytes:
     attributes: dict[str, Any] = {ATTRIBUTE: body.model_dump(mode="json", exclude_none=False)}
     attributes[SEAL] = hashlib.sha256(_canonical(attributes[ATTRIBUTE])).hexdigest()
     document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+    return (indented(document, ensure_ascii=False) + "\n").encode()
 
 
 def unseal(schema: type[Group], data: bytes, where: str) -> Group:

@@ -19,6 +19,7 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
 from cache_builder.errors import CacheDamagedError
+from cache_builder.format.indented import indented
 from cache_builder.format.manifest import MAX_COUNT
 from cache_builder.storage.base import Ranges
 
@@ -102,7 +103,7 @@ def array_metadata(spec: ArraySpec, attributes: dict[str, Any] | None = None) ->
         "attributes": attributes or {},
         "storage_transformers": [],
     }
-    return (json.dumps(document, indent=1) + "\n").encode()
+    return (indented(document) + "\n").encode()
 
 
 def parse_array_metadata(data: bytes, where: str) -> tuple[ArraySpec, dict[str, Any]]:

@@ -33,13 +33,15 @@ class LocalStore:
         return str(self.folder / key)
 
     def read(self, key: str) -> bytes:
-        if (self.folder / key).is_symlink():
-            self._check_link(key)
+        path = self.folder / key
         try:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                self._check_link(key)
             # Opening a pipe waits for whoever writes into it, and a device may never end.
-            if not stat.S_ISREG((self.folder / key).stat().st_mode):
+            elif not stat.S_ISREG(mode):
                 raise self._irregular(key)
-            return (self.folder / key).read_bytes()
+            return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise CacheDamagedError(f"{self.where(key)} is damaged: the file is missing") from None
 

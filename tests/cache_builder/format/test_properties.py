@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_builder.errors import CacheDamagedError, CacheMismatchError
+from cache_builder.format.indented import indented
 from cache_builder.format.manifest import (
     CorpusGroup,
     LedgerEntry,
@@ -77,6 +78,18 @@ def test_any_array_is_read_back_whatever_its_chunks_and_shards(
         read = ArrayReader(store, "a", spec, crcs.__getitem__).all()
     assert read.tobytes() == values.tobytes() and read.shape == values.shape
     assert parse_array_metadata(array_metadata(spec), "here") == (spec, {})
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    ),
+    st.booleans(),
+)
+def test_json_is_written_as_python_s_own_encoder_writes_it(value: object, ensure_ascii: bool) -> None:
+    value = {"value": value}
+    assert indented(value, ensure_ascii=ensure_ascii) == json.dumps(value, ensure_ascii=ensure_ascii, indent=1)
 
 
 @given(st.binary(max_size=50), st.none() | st.lists(st.integers(0, 2**32 - 1), max_size=5), st.integers(0, 10**6))
