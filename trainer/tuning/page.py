@@ -20,7 +20,7 @@ from trainer.planning.rates import measured_rates
 from trainer.report.plots.style import is_narrow, plain, render, series_style
 from trainer.report.tables import DataTable, Record, write_csv
 from trainer.tuning.grid import EPOCHS, SECTIONS, Cell, Part, section_of
-from trainer.tuning.race import BEHIND, FROM_SHARE, IN_A_ROW, still_falling
+from trainer.tuning.race import FROM_SHARE, IN_A_ROW, PACE, still_falling
 from trainer.tuning.tune import Result, best_of
 
 
@@ -39,8 +39,8 @@ def cost_of(experiment: Experiment, cells: Sequence[Cell], part: Part) -> str:
     took = f"about {duration(flops / rate.flops_per_second)} ({rate.source})" if rate else "a time not known"
     return (
         f"{len(cells)} cells, {steps:,} steps, {flops:.2g} operations, {took} if none is stopped; one is, where its "
-        f"best held-out loss is {BEHIND:.0%} above the best cell's at the same share of its steps, {IN_A_ROW} times in "
-        f"a row, from {FROM_SHARE:.0%} on"
+        f"best held-out loss is above the best cell's at {PACE:g} of its share of the steps, {IN_A_ROW} times in a "
+        f"row, from {FROM_SHARE:.0%} on"
     )
 
 
