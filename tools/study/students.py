@@ -43,8 +43,6 @@ CONFIGS = {
 }
 SHARED_BY_SIZE = ("corpus", "tokenizer", "teacher", "cache")
 SHARED_BY_CELL = (*SHARED_BY_SIZE, "student", "losses", "crossfit")
-STEP = {"per_device_train_batch_size": 64, "learning_rate": 9e-3}
-"""Of the demo's students: larger steps than the demo's own, which take half of the time."""
 REFERENCES = ("teacher", "student_sft")
 Line = dict[str, str]
 
@@ -145,7 +143,6 @@ def _experiment(folder: Path, run: Path, cell: Cell) -> Experiment:
             write_notes(notes, cell.noise)
         values["data"] = {split: str(notes / f"{split}.jsonl") for split in ("train", "validation", "test")}
         values["student"]["model"] = str(_student(folder, cell.size))
-        values["distill"] |= STEP
     return Experiment.model_validate(values)
 
 
