@@ -10,7 +10,8 @@ training  one optimizer step on every micro-batch of 8 sequences in random order
             packed     the padded ones' sequences, several in a row                          distill.packing
 
 Lengths and completions are those of `--data`, tokenised by `--tokenizer`; the model is random, of `--hidden-size` and
-`--layers`. Real tokens count, padding does not. The ways take turns; a ratio is the median of the turns' ratios.
+`--layers`. Real tokens count, padding does not. The ways take turns; a ratio is the median of the turns' ratios, of tokens by the
+clock and by processor time.
 
     python -m tools.bench_packing --data snips --path ../shared/data/snips --tokenizer FOLDER [--sequences 400]
 """
@@ -46,6 +47,7 @@ def sequences_of(args: argparse.Namespace) -> tuple[Sequences, int]:
             "data": {
                 "source": args.data,
                 "path": args.path,
+                "split_by": args.split_by,
                 "train_examples": args.sequences,
                 "validation_fraction": 0,
             },
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--path", required=True)
     parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--split-by", default="official")
     parser.add_argument("--sequences", type=int, default=400)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--hidden-size", type=int, default=576)
@@ -148,16 +151,25 @@ def main() -> None:
     model.set_attn_implementation(args.attention)
     packing = packing_of(model, "packing")
     settings = {"dtype": args.dtype, "hidden": args.hidden_size, "parameters": parameters(model), "data": args.data}
+    settings |= {"layers": args.layers, "sequences": len(sequences)}
     for tokens in args.batch_tokens:
         batches = batches_for_capture(sequences, tokens, packing)
         ways = {name: run_capture(model, each, vocab_size) for name, each in batches.items()}
-        report(batches, measure(ways, args.rounds, device), settings | {"what": "capture", "batch_tokens": tokens})
+        report(
+            batches,
+            measure(ways, args.rounds, device, peaks=False),
+            settings | {"what": "capture", "batch_tokens": tokens},
+        )
     if not args.without_training:
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         batches = batches_for_training(sequences, packing)
         ways = {name: run_training(model, optimizer, each, vocab_size) for name, each in batches.items()}
-        report(batches, measure(ways, args.rounds, device), settings | {"what": "training", "batch_tokens": ""})
+        report(
+            batches,
+            measure(ways, args.rounds, device, peaks=False),
+            settings | {"what": "training", "batch_tokens": ""},
+        )
 
 
 def report(batches: dict[str, list[Batch]], measured: list[Measured], settings: dict[str, object]) -> None:
@@ -166,15 +178,17 @@ def report(batches: dict[str, list[Batch]], measured: list[Measured], settings: 
     from rich.table import Table
 
     title = ", ".join(f"{name} {value}" for name, value in settings.items())
-    table = Table("way", "batches", "padding", "tokens/s", "ratio", title=title)
+    table = Table("way", "batches", "padding", "tokens/s", "ratio", "processor ratio", title=title)
     rows: list[dict[str, object]] = []
     for way in measured:
         used = sum(int(batch["attention_mask"].sum()) for batch in batches[way.variant])
         padding = 1 - used / sum(batch["input_ids"].numel() for batch in batches[way.variant])
         rate, ratio, count = used / way.seconds, 1 / way.ratio, len(batches[way.variant])
-        table.add_row(way.variant, str(count), f"{padding:.3f}", f"{rate:,.0f}", f"{ratio:.3f}")
+        processor = f"{1 / way.processor_ratio:.3f}"
+        table.add_row(way.variant, str(count), f"{padding:.3f}", f"{rate:,.0f}", f"{ratio:.3f}", processor)
         figures = {"batches": count, "padding": f"{padding:.3f}", "tokens": used}
         figures |= {"tokens_per_second": f"{rate:.0f}", "ratio": f"{ratio:.3f}"}
+        figures |= {"processor_ratio": processor}
         rows.append(settings | {"way": way.variant} | figures)
     append_rows("packing.csv", rows)
     Console(width=110).print(table)

@@ -34,15 +34,17 @@ class Measured:
     ratio: float
     """Of the time of the first variant."""
     peak_mib: float | None
-    """None where the system has no resettable high-water mark."""
+    """None where it was not asked for, or where the system has no resettable high-water mark."""
     processor_ratio: float
     """Of the processor time of the first variant."""
 
 
-def measure(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> list[Measured]:
-    """Run every variant for its peak memory, then `rounds` times in turns; ratios are to the first."""
+def measure(
+    variants: dict[str, Callable[[], None]], rounds: int, device: torch.device, *, peaks: bool = True
+) -> list[Measured]:
+    """Run every variant for its peak memory, if asked for, then `rounds` times in turns; ratios are to the first."""
     next(iter(variants.values()))()  # what libraries keep for good is no variant's
-    peaks = {name: _peak_mib(variant, device) for name, variant in variants.items()}
+    peak = {name: _peak_mib(variant, device) if peaks else None for name, variant in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     processor: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
@@ -59,7 +61,7 @@ def measure(variants: dict[str, Callable[[], None]], rounds: int, device: torch.
             name,
             statistics.median(seconds[name]),
             median_ratio(seconds[name], seconds[first]),
-            peaks[name],
+            peak[name],
             median_ratio(processor[name], processor[first]),
         )
         for name in variants

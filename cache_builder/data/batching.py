@@ -16,10 +16,8 @@ import torch
 
 from cache_builder.positions import is_position
 
-PADDING_SHARE = 0.05
-"""Of a batch, at most, but for small batches."""
-SMALLEST_PART = 8
-"""Of the budget, which a batch must reach before it may end early."""
+PASS_PART = 64
+"""A forward pass counts as this part of its budget's tokens, besides those that it takes."""
 
 
 class Batch(TypedDict):
@@ -87,20 +85,27 @@ def collate(sequences: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
 def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Group sequences of like length so that none of the padded batches exceeds `batch_tokens`, longest first.
 
-    A batch ends early where one more sequence would make more than 5 % of it padding, but not below an eighth of
-    `batch_tokens`: many small passes would cost more than they save.
+    Of all ways to cut the sequences, sorted by length, the one that takes the fewest tokens, padding included, where a
+    batch counts as a 64th of `batch_tokens` besides: else every length would be a batch of its own.
 
     A pure function of the lengths: i64 indices into them, every one once. A sequence longer than the budget is alone.
     """
     by_length = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[by_length])
-    batches, start = [], 0
-    while start < len(by_length):
-        width = max(1, int(lengths[by_length[start]]))
-        count = np.arange(1, max(1, batch_tokens // width) + 1)[: len(by_length) - start]
-        used = ends[start : start + len(count)] - ends[start] + lengths[by_length[start]]
-        wasteful = (used < (1 - PADDING_SHARE) * width * count) & (width * (count - 1) >= batch_tokens // SMALLEST_PART)
-        taken = int(wasteful.argmax()) if wasteful.any() else len(count)
-        batches.append(by_length[start : start + taken])
-        start += taken
-    return batches
+    widths = np.maximum(lengths[by_length], 1).astype(np.int64)
+    counts = np.arange(1, max(1, batch_tokens) + 1)
+    cost = np.full(
+        len(widths) + 1, np.iinfo(np.int64).max
+    )  # of the cheapest way to cut the sequences before each place
+    begins = np.zeros(len(widths) + 1, np.int64)  # of the last batch of that way
+    cost[0] = 0
+    for start, width in enumerate(widths.tolist()):
+        found = cost[start] + batch_tokens // PASS_PART + width * counts[: max(1, batch_tokens // width)]
+        best = cost[start + 1 : start + 1 + len(found)]
+        cheaper = found[: len(best)] <= best
+        best[cheaper] = found[: len(best)][cheaper]
+        begins[start + 1 : start + 1 + len(found)][cheaper] = start
+    batches, end = [], len(widths)
+    while end:
+        batches.append(by_length[begins[end] : end])
+        end = int(begins[end])
+    return batches[::-1]

@@ -20,10 +20,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cache_builder.data.batching import SMALLEST_PART, Batch
+from cache_builder.data.batching import Batch
 from cache_builder.positions import is_position
 
 Packing = Literal["rows", "one row"]
+SMALLEST_PART = 8
+"""Of the budget, which a batch must reach before it may end early."""
 WIDTH = 128
 """Of a row, at least: several short sequences fill it better, and attention over so few tokens costs next to none."""
 
