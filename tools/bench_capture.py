@@ -18,12 +18,14 @@ from cache_builder.capture.capture import begin_capture
 from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import verify_head
 from cache_builder.targets.sampling import tail_uniforms
-from tools.measuring import Measured, make_model, measure, parameters, report
+from tools.measuring import Deadline, Measured, make_model, measure, parameters, report
 
 SEQUENCE_TOKENS = 512
 
 
-def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list[Measured], dict[str, object]]:
+def bench(
+    vocab_size: int, share: float, args: argparse.Namespace, deadline: Deadline | None = None
+) -> tuple[list[Measured], dict[str, object]]:
     """Measure every variant at one vocabulary size and one share of positions among tokens."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model = make_model(vocab_size, args.hidden_size, args.layers, dtype, device).eval()
@@ -78,7 +80,7 @@ def bench(vocab_size: int, share: float, args: argparse.Namespace) -> tuple[list
         "tokens": args.tokens,
         "positions": positions,
     }
-    return measure(variants, args.rounds, device), settings
+    return measure(variants, args.rounds, device, deadline=deadline), settings
 
 
 def main() -> None:

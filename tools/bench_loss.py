@@ -28,14 +28,16 @@ from cache_builder.models.lm_head import hidden_states_at
 from cache_builder.targets.blocks import block_edges
 from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tail import Tail
-from tools.measuring import Measured, make_model, measure, parameters, report
+from tools.measuring import Deadline, Measured, make_model, measure, parameters, report
 from trainer.loss.fused import distillation_loss
 
 TOP_K, TAIL_SAMPLES = 16, 8
 SEQUENCE_TOKENS = 512
 
 
-def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], dict[str, object]]:
+def bench(
+    vocab_size: int, args: argparse.Namespace, deadline: Deadline | None = None
+) -> tuple[list[Measured], dict[str, object]]:
     """Measure every variant at one vocabulary size; also return what identifies the row."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     student = make_model(vocab_size, args.hidden_size, args.layers, dtype, device).train()
@@ -127,7 +129,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
         variants["distil compiled"] = step(torch.compile(distil("forward_kl")))
     if teacher is not None:
         variants["online"] = step(online)
-    measured = measure(variants, args.rounds, device)
+    measured = measure(variants, args.rounds, device, deadline=deadline)
     settings = {
         "dtype": args.dtype,
         "vocabulary": vocab_size,

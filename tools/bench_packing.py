@@ -10,8 +10,8 @@ training  one optimizer step on every micro-batch of 8 sequences in random order
             packed     the padded ones' sequences, several in a row                          distill.packing
 
 Lengths and completions are those of `--data`, tokenised by `--tokenizer`; the model is random, of `--hidden-size` and
-`--layers`. Real tokens count, padding does not. The ways take turns; a ratio is the median of the turns' ratios, of tokens by the
-clock and by processor time.
+`--layers`. Real tokens count, padding does not. The ways take turns; a ratio is the median of the turns' ratios, of
+tokens by the clock and by processor time.
 
     python -m tools.bench_packing --data snips --path ../shared/data/snips --tokenizer FOLDER [--sequences 400]
 """

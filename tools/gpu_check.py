@@ -7,14 +7,15 @@ loss          head and loss alone: ours, stock cross-entropy, dense KL; Liger's 
 step          a training step: stock SFT, distillation (plain and compiled), a live teacher of 2.7 times the size
 capture       a checkpoint's targets against the bare forward, of 0.5B- and 3B-shaped random models
 
-Parts begin in this order until `--minutes` are over; what was left out is said. Exit status 1 where a check failed.
-Rows go to results/gpu.csv with the card's name. `--device cpu --quick` runs everything on tiny sizes, to see that it
-runs: no GPU has run it yet.
+Parts, their cases and the variants of a case begin in this order until `--minutes` are over; what there was no time or
+no memory for is in the table, too. Exit status 1 where a check failed. Rows go to results/gpu.csv with the card's name.
+`--device cpu` runs everything on tiny sizes, to see that it runs: no GPU has run it yet.
 
-    python -m tools.gpu_check [--minutes 8] [--only correctness loss] [--device cpu --quick]
+    python -m tools.gpu_check [--minutes 8] [--only correctness loss] [--device cpu]
 """
 
 import argparse
+import copy
 import sys
 import time
 import traceback
@@ -39,7 +40,7 @@ from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tensors import to_torch
 from tools import bench_capture, bench_loss
 from tools.bench_loss import random_targets
-from tools.measuring import Measured, append_rows, hardware, make_model, measure
+from tools.measuring import Deadline, Measured, append_rows, hardware, make_model, measure
 from trainer.loss.forward import Objective, attach_objective
 from trainer.loss.fused import distillation_loss
 
@@ -53,7 +54,8 @@ class Check:
 
     device: torch.device
     quick: bool
-    ends: float
+    """Tiny sizes."""
+    deadline: Deadline
     rows: list[dict[str, object]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Check:
             self.failed.append(f"{part}, {case}: {what} is {value:.3g}, at most {at_most:g} expected")
 
     def note_measured(self, part: str, case: str, measured: list[Measured]) -> None:
-        """Keep each variant's time and memory, and both against the first's."""
+        """Keep each variant's time and memory, and both against the first's; and what was left out."""
         for each in measured:
             self.note(part, case, f"{each.variant}: seconds", each.seconds)
             self.note(part, case, f"{each.variant}: time ratio", each.ratio)
@@ -85,17 +87,37 @@ class Check:
                 self.note(part, case, f"{each.variant}: peak MiB", each.peak_mib)
                 if measured[0].peak_mib:
                     self.note(part, case, f"{each.variant}: memory ratio", each.peak_mib / measured[0].peak_mib)
+        for variant, reason in self.deadline.left_out:
+            self.leave_out(part, case, variant, reason)
+        self.deadline.left_out.clear()
 
-    def has_time(self) -> bool:
-        return time.monotonic() < self.ends
+    def leave_out(self, part: str, case: str, what: str, reason: str = "time over") -> None:
+        """Say in the table what was not measured."""
+        self.rows.append({"part": part, "case": case, "what": what, "value": f"left out: {reason}", "at_most": ""})
+
+    def has_time(self, part: str, case: str) -> bool:
+        """Say whether there is time for a case; where there is none, it is left out."""
+        if self.deadline.is_over:
+            self.leave_out(part, case, "everything")
+        return not self.deadline.is_over
+
+    def measure(self, part: str, case: str, variants: dict[str, Callable[[], None]]) -> None:
+        """Run variants side by side and keep their figures."""
+        self.note_measured(part, case, measure(variants, self.rounds, self.device, deadline=self.deadline))
+
+    @property
+    def rounds(self) -> int:
+        return 1 if self.quick else 3
 
 
 def correctness(check: Check) -> None:
     """Compare bfloat16 on the device with float64 on the CPU."""
     size = (64, 2) if check.quick else (128, 4)
     for case, rows in (("plain", 1000), ("padded vocabulary", 1064), ("packed", 1000)):
-        low = make_model(rows, *size, torch.bfloat16, check.device).eval()
-        exact = make_model(rows, *size, torch.bfloat16, torch.device("cpu")).eval().double()
+        if not check.has_time("correctness", case):
+            continue
+        model = make_model(rows, *size, torch.bfloat16, torch.device("cpu")).eval()
+        low, exact = copy.deepcopy(model).to(check.device), model.double()
         with torch.no_grad():  # exact in any precision; larger weights, so that what attention does shows in the logits
             for parameter in (*low.parameters(), *exact.parameters()):
                 parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
@@ -174,8 +196,11 @@ def _head(check: Check, vocab_size: int, hidden: int, positions: int) -> tuple[T
 
 def chunks(check: Check) -> None:
     """Measure the fused loss by its chunks, for a small and a large hidden size."""
+    vocab_size, positions = (1000, 128) if check.quick else (151_936, 8192)
     for hidden in (64,) if check.quick else (896, 4096):
-        vocab_size, positions = (1000, 128) if check.quick else (151_936, 8192)
+        case = f"V {vocab_size}, D {hidden}"
+        if not check.has_time("chunks", case):
+            continue
         hidden_MD, head, label_M, share_M = _head(check, vocab_size, hidden, positions)
         targets = random_targets(positions, vocab_size, check.device, 32)
 
@@ -185,15 +210,16 @@ def chunks(check: Check) -> None:
 
         sizes = (32, 64) if check.quick else (1024, 512, 2048, 4096)
         variants: dict[str, Callable[[], None]] = {f"{size} positions": lambda size=size: run(size) for size in sizes}
-        check.note_measured("chunks", f"V {vocab_size}, D {hidden}", measure(variants, 3, check.device))
+        check.measure("chunks", case, variants)
 
 
 def loss(check: Check) -> None:
     """Measure head and loss alone, at the shapes for which other kernels' figures are published."""
     for vocab_size in (1000,) if check.quick else (32_000, 128_256, 262_144):
-        if not check.has_time():
-            return
         hidden, positions = (64, 128) if check.quick else (4096, 8192)
+        case = f"M {positions}, V {vocab_size}, D {hidden}"
+        if not check.has_time("loss", case):
+            continue
         hidden_MD, head, label_M, share_M = _head(check, vocab_size, hidden, positions)
         weight_VD, targets = head.weight_VD, random_targets(positions, vocab_size, check.device, 32)
         teacher_VD = torch.randn_like(weight_VD).mul_(0.03)
@@ -218,7 +244,7 @@ def loss(check: Check) -> None:
             "dense KL": lambda dense=dense, back=backward: back(dense()),
         }
         variants |= _ligers(hidden_MD, weight_VD, teacher_VD, label_M, backward)
-        check.note_measured("loss", f"M {positions}, V {vocab_size}, D {hidden}", measure(variants, 3, check.device))
+        check.measure("loss", case, variants)
 
 
 def _ligers(
@@ -244,13 +270,13 @@ def captures(check: Check) -> None:
     shapes = {"tiny": (64, 2)} if check.quick else {"0.5B": (896, 24), "3B": (2048, 36)}
     for name, (hidden, layers) in shapes.items():
         for vocab_size in (2000,) if check.quick else (32_000, 128_256, 151_936, 262_144):
-            if not check.has_time():
-                return
             args = argparse.Namespace(device=str(check.device), dtype="bfloat16", hidden_size=hidden, layers=layers)
-            args.tokens, args.chunk_positions, args.rounds = 1024 if check.quick else 8192, None, 3
+            args.tokens, args.chunk_positions, args.rounds = 1024 if check.quick else 8192, None, check.rounds
             for share in (1.0, 0.5):
-                measured, _ = bench_capture.bench(vocab_size, share, args)
-                check.note_measured("capture", f"{name}, V {vocab_size}, {share:.0%} completions", measured)
+                case = f"{name}, V {vocab_size}, {share:.0%} completions"
+                if check.has_time("capture", case):
+                    measured, _ = bench_capture.bench(vocab_size, share, args, check.deadline)
+                    check.note_measured("capture", case, measured)
 
 
 def steps(check: Check) -> None:
@@ -259,9 +285,9 @@ def steps(check: Check) -> None:
     if check.quick:
         args.hidden_size, args.layers, args.tokens = 128, 2, 1024
     args.without_online, args.completion_share, args.chunk_positions = False, 1.0, None
-    args.blocks, args.rounds, args.compiled = [0, 32], 3, check.device.type == "cuda"
+    args.blocks, args.rounds, args.compiled = [0, 32], check.rounds, check.device.type == "cuda"
     vocab_size = 2000 if check.quick else 151_936
-    measured, _ = bench_loss.bench(vocab_size, args)
+    measured, _ = bench_loss.bench(vocab_size, args, check.deadline)
     check.note_measured("step", f"V {vocab_size}, D {args.hidden_size}", measured)
 
 
@@ -281,16 +307,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=7.5)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, as always on a CPU")
     parser.add_argument("--without-csv", action="store_true")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU; to see that the checks run at all, give --device cpu --quick")
-    check = Check(torch.device(args.device), args.quick, time.monotonic() + 60 * args.minutes)
-    console, left_out = Console(width=120), []
+        parser.error("torch sees no GPU; to see that the checks run at all, give --device cpu")
+    quick = args.quick or args.device == "cpu"
+    check = Check(torch.device(args.device), quick, Deadline(time.monotonic() + 60 * args.minutes))
+    console = Console(width=120)
     for name in args.only:
-        if not check.has_time():
-            left_out.append(name)
+        if not check.has_time(name, "all of it"):
             continue
         began = time.monotonic()
         try:
@@ -305,12 +331,10 @@ def main() -> int:
         table.add_row(*(str(value) for value in row.values()))
     console.print(table)
     if check.rows and not args.without_csv:
-        settings = {"device": args.device, "quick": args.quick, "torch": torch.__version__}
+        settings = {"device": args.device, "quick": quick, "torch": torch.__version__}
         append_rows("gpu.csv", [settings | row for row in check.rows])
     for failure in check.failed:
         console.print(f"FAILED {failure}", markup=False, highlight=False)
-    if left_out:
-        console.print(f"left out, as the time was over: {', '.join(left_out)}", highlight=False)
     return 1 if check.failed else 0
 
 

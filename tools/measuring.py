@@ -14,13 +14,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,15 +39,49 @@ class Measured:
     """Of the processor time of the first variant."""
 
 
+@dataclass
+class Deadline:
+    """When measuring is to end, and what it had no time or no memory for."""
+
+    ends: float = float("inf")
+    """By `time.monotonic`."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """Each variant, and why."""
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.ends
+
+
 def measure(
-    variants: dict[str, Callable[[], None]], rounds: int, device: torch.device, *, peaks: bool = True
+    variants: dict[str, Callable[[], None]],
+    rounds: int,
+    device: torch.device,
+    *,
+    peaks: bool = True,
+    deadline: Deadline | None = None,
 ) -> list[Measured]:
-    """Run every variant for its peak memory, if asked for, then `rounds` times in turns; ratios are to the first."""
+    """Run every variant for its peak memory, if asked for, then `rounds` times in turns; ratios are to the first.
+
+    After the deadline no variant is begun but the first, and no round but the first.
+    """
+    deadline = deadline or Deadline()
     next(iter(variants.values()))()  # what libraries keep for good is no variant's
-    peak = {name: _peak_mib(variant, device) if peaks else None for name, variant in variants.items()}
+    peak: dict[str, float | None] = {}
+    for name, variant in variants.items():
+        if peak and deadline.is_over:
+            deadline.left_out.append((name, "time over"))
+            continue
+        try:
+            peak[name] = _peak_mib(variant, device) if peaks else None
+        except torch.OutOfMemoryError:
+            deadline.left_out.append((name, "out of memory"))
+    variants = {name: variants[name] for name in peak}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     processor: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    for turn in range(rounds):
+        if turn and deadline.is_over:
+            break
         for name, variant in variants.items():
             _synchronise(device)
             start, processor_start = time.perf_counter(), time.process_time()
@@ -113,7 +147,7 @@ def append_rows(csv_name: str, rows: list[dict[str, object]]) -> None:
 
 
 def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtype, device: torch.device, seed: int = 0):  # type: ignore[no-untyped-def]
-    """A random Llama with tied embeddings, in `dtype` on `device`."""
+    """A random Llama with tied embeddings, made in `dtype` on `device`: a processor takes minutes over billions."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -124,7 +158,8 @@ def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtyp
         num_key_value_heads=hidden_size // 64,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(device=device, dtype=dtype)
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def parameters(model: torch.nn.Module) -> int:
