@@ -1,6 +1,7 @@
 """Write the sources of the docs site: the pages as they are, and reference pages made from the code.
 
 docs/*.md, README, CONTRIBUTING, …  ──▶  SITE/docs/*.md          links to what the site has not become plain text
+docs/notebooks/*.ipynb              ──▶  SITE/docs/notebooks/    pages, with what their cells leave when they are run
 schema, click, signatures           ──▶  SITE/docs/reference/    settings, commands, Python
                                          SITE/zensical.toml
 
@@ -13,6 +14,7 @@ import inspect
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import click
 import tomli_w
 
+from tools.notebooks import notebook_page, run_notebook
 from trainer.cli import main as footsteps
 from trainer.config import Experiment
 from trainer.config_help import config_sections
@@ -34,6 +37,7 @@ NAVIGATION = {
         "Rows": "data.md",
         "Tasks and metrics": "tasks.md",
         "In Python": "python.md",
+        "Notebook": "notebooks/schedule.md",
     },
     "How to": {
         "Load a big teacher": "big-teachers.md",
@@ -80,7 +84,19 @@ def write_site(site: Path) -> None:
     (docs / "reference" / "python.md").write_text(python_page(), encoding="utf-8")
     for page in docs.rglob("*.md"):
         page.write_text(relinked(page.read_text(encoding="utf-8"), page.relative_to(docs), docs), encoding="utf-8")
+    for notebook in (docs / "notebooks").glob("*.ipynb"):
+        notebook.with_suffix(".md").write_text(notebook_page(notebook, []), encoding="utf-8")
     (site / "zensical.toml").write_text(tomli_w.dumps(settings(docs)), encoding="utf-8")
+
+
+def run_notebooks(site: Path) -> None:
+    """Run the site's notebooks, and write what their cells leave into their pages: a minute each."""
+    for notebook in (site / "docs" / "notebooks").glob("*.ipynb"):
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = run_notebook(notebook, Path(folder))
+            for name in (name for output in outputs for name in output.pictures):
+                shutil.copy(Path(folder, name), notebook.parent)
+        notebook.with_suffix(".md").write_text(notebook_page(notebook, outputs), encoding="utf-8")
 
 
 def settings(docs: Path) -> dict[str, Any]:
@@ -135,11 +151,11 @@ def relinked(text: str, page: Path, docs: Path) -> str:
     def link(match: re.Match[str]) -> str:
         image, words, target, anchor = match[1], match[2], match[3], match[4] or ""
         if not target or "://" in target or (docs / page.parent / target).is_file():
-            return match[0]
+            return match[0].replace(".ipynb", ".md")  # a notebook has a page
         # The front pages lie above docs/ in the repository and beside its pages in the site.
         inside = re.sub(r"^\.\./|^docs/", "", target)
         inside = "index.md" if inside == "README.md" else inside
-        return f"{image}[{words}]({inside}{anchor})" if (docs / inside).is_file() else words
+        return f"{image}[{words}]({inside.replace('.ipynb', '.md')}{anchor})" if (docs / inside).is_file() else words
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
     return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts)
@@ -213,3 +229,4 @@ def _described(name: str, value: Any) -> list[str]:
 
 if __name__ == "__main__":
     write_site(Path(sys.argv[1]))
+    run_notebooks(Path(sys.argv[1]))
