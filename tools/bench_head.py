@@ -1,6 +1,6 @@
 """Time and peak memory of the head and the loss alone, forward and backward, from given hidden states.
 
-stock CE         cross_entropy(hidden @ weightᵀ), autograd                                        the yardstick
+stock CE         cross_entropy(hidden @ weightᵀ), autograd                 the yardstick; else the first of --variants
 three matmuls    logits, and both gradients of them, in chunks of 512, and nothing else: the floor
 distil           ours: forward KL on targets of 16 + 8 tokens, and CE, chunks of 512
 distil 256       the same in chunks of 256
@@ -8,9 +8,12 @@ dense KL         log_softmax over the vocabulary against a dense teacher that co
 checkpointed     our loss by autograd, chunks of 512 recomputed by torch.utils.checkpoint
 
 python -m tools.bench_head [--vocabularies 32000 128256] [--positions 2048] [--device cuda --dtype bfloat16]
+python -m tools.bench_head --hidden-size 4096 --positions 2048 --vocabularies 128256 --variants "dense KL" distil
+                                    the shape of Liger's figures, as far as memory allows; 8,192 positions on a GPU
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,8 @@ from cache_builder.models.lm_head import Head
 from tools.bench_loss import random_targets, sparse_loss
 from tools.measuring import Measured, measure, report
 from trainer.loss.fused import distillation_loss
+
+VARIANTS = ("stock CE", "three matmuls", "distil", "distil 256", "dense KL", "checkpointed")
 
 
 def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], dict[str, object]]:
@@ -67,7 +72,7 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
         ]
         backward(torch.stack(losses).sum() * 0.5 / args.positions)
 
-    variants = {
+    variants: dict[str, Callable[[], None]] = {
         "stock CE": lambda: backward(F.cross_entropy((hidden_MD @ weight_VD.T).float(), label_M)),
         "three matmuls": three_matmuls,
         "distil": lambda: distil(None),
@@ -81,7 +86,8 @@ def bench(vocab_size: int, args: argparse.Namespace) -> tuple[list[Measured], di
         "hidden": args.hidden_size,
         "positions": args.positions,
     }
-    return measure(variants, args.rounds, device), settings
+    chosen = {name: variant for name, variant in variants.items() if name in args.variants}
+    return measure(chosen, args.rounds, device), settings
 
 
 def main() -> None:
@@ -90,6 +96,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_256])
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--positions", type=int, default=2048)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

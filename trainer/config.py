@@ -30,6 +30,7 @@ OURS = {
     "load_best_model_at_end": "nothing: best/ and last/ are both kept",
     "train_sampling_strategy": "length_grouped",
     "dataloader_drop_last": "nothing: every batch is full",
+    "dataloader_in_order": "nothing: batches come in the order that the seed fixes",
     "dataloader_persistent_workers": "nothing: a worker that outlives a stage would serve its teacher",
     "use_liger_kernel": "nothing: the loss is fused already, and Liger's forward would take its place",
     "liger_kernel_config": "nothing: the loss is fused already, and Liger's forward would take its place",
@@ -39,6 +40,10 @@ OURS = {
     "per_device_eval_batch_size": "eval_batch_tokens",
     "save_total_limit": "nothing: the last two checkpoints are kept, and all of a teacher's",
     "save_only_model": "nothing: a run continues from its checkpoints",
+    "save_on_each_node": "nothing: all processes read the main process's folder",
+    "enable_jit_checkpoint": "save_steps: what is saved within a step would not be resumed to the same weights",
+    "ignore_data_skip": "nothing: a run that continues takes the batches that come next",
+    "restore_callback_states_from_checkpoint": "nothing: what a run must know is in its train_state.json",
     "resume_from_checkpoint": "nothing: a command that is given again continues",
     "num_train_epochs": "epochs_per_stage",
     "select_by": "distill.best, which chooses among the teacher's checkpoints",
@@ -49,14 +54,37 @@ OURS = {
     "bf16_full_eval": "dtype of the model",
     "eval_delay": "eval_steps",
     "eval_on_start": "eval_steps",
+    "average_tokens_across_devices": "nothing: a step's loss is divided by the sequences of all processes",
+    "accelerator_config": "nothing: how a step is divided among processes is not to change its result",
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config", "parallelism_config"),
+        "nothing: `accelerate launch --config_file configs/accelerate-fsdp2.yaml -m trainer.cli` shards a model",
+    ),
+    "debug": "nothing: a loss that is not finite stops training and names its examples",
+    "disable_tqdm": "--quiet on the command line",
+    "label_names": "nothing: rows come as batches",
+    "length_column_name": "length_grouped",
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "nothing: the command says what is done"),
     **dict.fromkeys(
-        ("eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
+        (
+            *("eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
+            *("eval_do_concat_batches", "eval_use_gather_object"),
+        ),
         "nothing: held-out losses and answers are not the Trainer's",
+    ),
+    **dict.fromkeys(
+        (
+            *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+            "hub_token",
+        ),
+        "nothing: best/ and last/ are plain model folders, which `hf upload` takes",
     ),
 }
 """TrainingArguments that have one right value here → what to set instead."""
 
+UNCLEARED = ("adagrad", "lomo", "adalomo")
+"""Optimizers that clearing the state would not start anew, besides those with one for each weight (`…_layerwise`): sums
+made once, or steps within the backward pass, of each micro-batch by itself."""
 
 Selection = Literal["loss", "metric"]
 
@@ -174,8 +202,7 @@ class TrainingConfig(Section):
                 TypeAdapter(types[name]).validate_python(value)
             except ValidationError as error:
                 raise InvalidKeyError(name, f"{error.errors()[0]['msg']}, got {value!r}") from None
-            if name == "optim" and (str(value).endswith("layerwise") or value == "adagrad"):
-                # one optimizer for each weight, or sums that are made once: clearing the state would not start it anew
+            if name == "optim" and (str(value).endswith("layerwise") or value in UNCLEARED):
                 raise InvalidKeyError(name, f"{value!r} cannot be cleared at a stage; use another, such as 'adafactor'")
         return self
 

@@ -108,6 +108,18 @@ def test_bf16_by_its_name_computes_in_bfloat16_and_keeps_the_weights_in_float32(
     assert 1e-5 < distance < 0.2
 
 
+def test_neftunes_noise_reaches_training_and_not_the_held_out_loss(toy: Any) -> None:
+    runs = [toy(*noise, "distill.learning_rate=1e-9") for noise in ((), ("distill.neftune_noise_alpha=20.0",))]
+    logs = []
+    for experiment, cache, prepared in runs:
+        without_dropout(experiment)
+        logs.append(json.loads((distill(experiment, "td", 0, cache, prepared) / "log.json").read_text()))
+    plain, noisy = ([entry["loss"] for entry in log if "loss" in entry] for log in logs)
+    assert all(abs(one - other) > 1e-3 for one, other in zip(plain, noisy, strict=True))
+    held_out = [[entry["eval_loss"] for entry in log if "eval_loss" in entry] for log in logs]
+    np.testing.assert_allclose(*held_out, rtol=0, atol=1e-4)
+
+
 def test_the_log_goes_to_tensorboard_by_its_name(toy: Any) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
