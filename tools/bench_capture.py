@@ -10,6 +10,7 @@ python -m tools.bench_capture [--vocabularies 32000 128256] [--tokens 2048] [--d
 """
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from cache_builder.targets.sampling import tail_uniforms
 from tools.measuring import Deadline, Measured, make_model, measure, parameters, report
 
 SEQUENCE_TOKENS = 512
+VARIANTS = ("forward", "capture", "capture top-64", "capture top-p", "full logits")
 
 
 def bench(
@@ -65,7 +67,7 @@ def bench(
         torch.log1p(-values_MK.exp().sum(1)), logp_MV.gather(1, batch["label_M"][:, None])
         (logp_MV.exp() * logp_MV).sum(1)
 
-    variants = {
+    variants: dict[str, Callable[[], None]] = {
         "forward": forward,
         "capture": lambda: ours(16, 1.0),
         "capture top-64": lambda: ours(64, 1.0),
@@ -80,6 +82,7 @@ def bench(
         "tokens": args.tokens,
         "positions": positions,
     }
+    variants = {name: variant for name, variant in variants.items() if name in args.variants}
     return measure(variants, args.rounds, device, deadline=deadline), settings
 
 
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--chunk-positions", type=int)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

@@ -271,6 +271,7 @@ def captures(check: Check) -> None:
     for name, (hidden, layers) in shapes.items():
         for vocab_size in (2000,) if check.quick else (32_000, 128_256, 151_936, 262_144):
             args = argparse.Namespace(device=str(check.device), dtype="bfloat16", hidden_size=hidden, layers=layers)
+            args.variants = bench_capture.VARIANTS
             args.tokens, args.chunk_positions, args.rounds = 1024 if check.quick else 8192, None, check.rounds
             for share in (1.0, 0.5):
                 case = f"{name}, V {vocab_size}, {share:.0%} completions"
