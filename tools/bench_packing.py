@@ -14,6 +14,7 @@ Lengths and completions are those of `--data`, tokenised by `--tokenizer`; the m
 tokens by the clock and by processor time.
 
     python -m tools.bench_packing --data snips --path ../shared/data/snips --tokenizer FOLDER [--sequences 400]
+    python -m tools.bench_packing … --padding --batch-tokens 2048 16384    what the batches of a capture pad; no run
 """
 
 import argparse
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=[2048])
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--padding", action="store_true", help="run nothing")
     parser.add_argument("--without-training", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -147,6 +149,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     sequences, vocab_size = sequences_of(args)
+    if args.padding:
+        return print_padding(sequences, args.batch_tokens)
     model = make_model(vocab_size, args.hidden_size, args.layers, getattr(torch, args.dtype), device).eval()
     model.set_attn_implementation(args.attention)
     packing = packing_of(model, "packing")
@@ -172,6 +176,20 @@ def main() -> None:
         )
 
 
+def print_padding(sequences: Sequences, budgets: list[int]) -> None:
+    """Say how many batches each way makes of the sequences, and which share of them is padding."""
+    for tokens in budgets:
+        for way, batches in batches_for_capture(sequences, tokens, "rows").items():
+            used, padding = tokens_and_padding(batches)
+            print(f"{used:,} tokens in batches of {tokens:,}, {way}: {len(batches)} batches, {padding:.1%} padding")
+
+
+def tokens_and_padding(batches: list[Batch]) -> tuple[int, float]:
+    """Return the real tokens of batches, and the share of padding."""
+    used = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return used, 1 - used / sum(batch["input_ids"].numel() for batch in batches)
+
+
 def report(batches: dict[str, list[Batch]], measured: list[Measured], settings: dict[str, object]) -> None:
     """Print what each way reaches, and append it to results/packing.csv."""
     from rich.console import Console
@@ -181,8 +199,7 @@ def report(batches: dict[str, list[Batch]], measured: list[Measured], settings: 
     table = Table("way", "batches", "padding", "tokens/s", "ratio", "processor ratio", title=title)
     rows: list[dict[str, object]] = []
     for way in measured:
-        used = sum(int(batch["attention_mask"].sum()) for batch in batches[way.variant])
-        padding = 1 - used / sum(batch["input_ids"].numel() for batch in batches[way.variant])
+        used, padding = tokens_and_padding(batches[way.variant])
         rate, ratio, count = used / way.seconds, 1 / way.ratio, len(batches[way.variant])
         processor = f"{1 / way.processor_ratio:.3f}"
         table.add_row(way.variant, str(count), f"{padding:.3f}", f"{rate:,.0f}", f"{ratio:.3f}", processor)
