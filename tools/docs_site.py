@@ -126,6 +126,8 @@ def settings(docs: Path) -> dict[str, Any]:
             "site_dir": "site",
             "use_directory_urls": False,
             "nav": navigation,
+            "extra_css": ["site.css"],
+            "extra_javascript": ["site.js"],
             "theme": {"language": "en", "font": False, "features": features, "palette": palettes},
             "markdown_extensions": {
                 "toc": {"permalink": True},

@@ -6,6 +6,7 @@ with browse(page) as browser:      skips the test where there is no chromium or 
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,9 @@ class Browser:
                 message = error.read().decode()
             raise AssertionError(f"{method} {path}: {message[:500]}") from None
 
-    def open(self, page: Path) -> None:
-        """Go to a page and wait until all of it is there; the driver may come back while it is being parsed."""
-        self.call("POST", "/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """Go to a file or URL and wait until all of it is there; the driver may come back while it is being parsed."""
+        self.call("POST", "/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()})
         end = time.monotonic() + 30
         while not self.run("return document.readyState == 'complete'"):
             assert time.monotonic() < end, f"{page} does not finish loading"
@@ -102,9 +104,36 @@ class Browser:
         answer = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return base64.b64decode(answer["data"])
 
+    def barriers(self) -> list[str]:
+        """Return what axe-core calls a serious or critical barrier for who cannot see, point or tell colors apart.
+
+        Skips the test where there is no axe-core.
+        """
+        self.run(_axe())
+        found = self.run("return axe.run({resultTypes: ['violations']}).then(result => result.violations)")
+        return [
+            f"{each['id']}: {node['target']} {node['failureSummary']}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
+
     def complaints(self) -> list[str]:
         """Return the console's errors since the last call: refused loads, violated policies, exceptions."""
         return [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
+
+
+@cache
+def _axe() -> str:
+    """Return axe-core's script, which is not carried here: MPL-2.0."""
+    named = os.environ.get("FOOTSTEPS_AXE")
+    npm = shutil.which("npm")
+    if named is None and npm is not None:
+        root = subprocess.run([npm, "root", "--global"], capture_output=True, text=True).stdout.strip()
+        named = f"{root}/axe-core/axe.min.js"
+    if named is None or not Path(named).is_file():
+        pytest.skip("needs axe-core (npm install --global axe-core, or FOOTSTEPS_AXE=…/axe-core/axe.min.js)")
+    return Path(named).read_text(encoding="utf-8")
 
 
 @contextmanager

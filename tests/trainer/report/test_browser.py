@@ -108,6 +108,18 @@ def test_the_page_fits_its_window_and_follows_the_theme(
         Path(folder, name).write_bytes(browser.screenshot())
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_nothing_on_the_page_unfolded_is_a_serious_barrier(
+    browser: Browser, page: Path, size: tuple[int, int], dark: bool
+) -> None:
+    browser.emulate(*size, dark=dark)
+    browser.open(page)
+    browser.run("for (const part of document.querySelectorAll('[hidden]')) part.hidden = false")
+    browser.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    assert browser.barriers() == []
+
+
 def test_without_script_both_runs_and_both_tables_are_on_the_page(started: Browser, page: Path) -> None:
     started.devtools("Emulation.setScriptExecutionDisabled", value=True)
     try:

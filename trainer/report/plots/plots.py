@@ -170,7 +170,7 @@ def weights(rows: Mapping[str, np.ndarray], what: str, width: float) -> Figure:
     panel.spines["left"].set_visible(False)
     panel.set_ylabel(f"{what}; height: share of sequences" if len(rows) > 2 else what)
     panel.set_xlabel(
-        "w = L_S / (L_S + L_T): weight of the teacher"
+        "w: 0 labels only, 1 teacher only"
         if is_narrow(width)
         else "w = L_S / (L_S + L_T), without unit: 0 learns from labels only, 1 from the teacher only"
     )
