@@ -5,7 +5,6 @@ that `--help` does not wait for torch.
 """
 
 import io
-import json
 import os
 import sys
 import time
@@ -122,19 +121,16 @@ def run(config: Path, overrides: tuple[str, ...], jobs: int) -> None:
 
 @main.command()
 @takes_config
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def shrink(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+@takes_manner
+def shrink(config: Path, overrides: tuple[str, ...]) -> None:
     """Make the student out of a larger model's layers, neurons and heads, as [shrink] says."""
     from cache_builder.data.prepare import Prepared
-    from trainer.stages.shrink import shrink_student, sizes_table
+    from trainer.stages.shrink import say_sizes, shrink_student
 
     experiment = load(config, overrides)
     result = shrink_student(experiment, Prepared(experiment))
-    if as_json and is_main_process():
-        click.echo(json.dumps(result, indent=1))
-    elif not as_json:
-        speaker().print(sizes_table(result))
-        tell("student", result["student"]["model"])
+    say_sizes(result, speaker())
+    tell("student", result["student"]["model"])
 
 
 @main.command()

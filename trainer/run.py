@@ -26,7 +26,7 @@ from trainer.stages.evaluate_run import evaluate_run
 from trainer.stages.held_out import held_out_losses, held_out_table
 from trainer.stages.selection import check_selections
 from trainer.stages.sft import sft_student, sft_teacher
-from trainer.stages.shrink import shrink_student, sizes_table
+from trainer.stages.shrink import say_sizes, shrink_student
 from trainer.stages.student_losses import write_student_losses
 from trainer.stages.students import train_students
 
@@ -68,7 +68,7 @@ def until_distillation(experiment: Experiment, prepared: Prepared, console: Cons
     """
     if experiment.shrink is not None:  # before anything that takes hours: what it refuses is then known
         _begin("shrink the student", console)
-        console.print(sizes_table(shrink_student(experiment, prepared)))
+        say_sizes(shrink_student(experiment, prepared), console)
     if isinstance(experiment.teacher.checkpoints, int):
         _begin("fine-tune the teacher", console)
         sft_teacher(experiment, prepared)

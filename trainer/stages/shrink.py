@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -33,13 +34,14 @@ from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import check_vocabulary, is_model_folder, weights_fingerprint
 from cache_builder.models.placement import place
 from cache_builder.models.weights import has_weights
+from cache_builder.narration import manner, say
 from cache_builder.positions import counts_of
 from cache_builder.sequences import SomeRows
 from cache_builder.steps import STARTED_FILE, finish_stage, finished_result, stage_result
 from trainer.config import Experiment, ShrinkConfig, StudentConfig
 from trainer.planning.units import format_bytes
 from trainer.precision import for_training
-from trainer.processes import on_main_process
+from trainer.processes import is_main_process, on_main_process
 from trainer.shrinking.cut import cut, only
 from trainer.shrinking.families import Sizes, check_sizes
 from trainer.shrinking.importance import Importance, measure, strongest
@@ -95,6 +97,13 @@ def shrink_student(experiment: Experiment, prepared: Prepared) -> dict[str, Any]
     folder = experiment.output_dir / FOLDER
     on_main_process(lambda: _shrink(experiment, config, prepared, folder))
     return finished_result(folder, "the shrunk student", "footsteps shrink CONFIG")
+
+
+def say_sizes(result: dict[str, Any], console: Console) -> None:
+    """Say what a shrunk student costs: a table on the console, to machines the event `shrunk`."""
+    console.print(sizes_table(result))
+    if manner() == "json" and is_main_process():
+        say("shrunk", "", **{name: result[name] for name in ("layers", "held_out", "source", "student")})
 
 
 def sizes_table(result: dict[str, Any]) -> Table:

@@ -1,12 +1,17 @@
 """`footsteps tune`: the best settings of a fine-tuning or of the distillation, by held-out data alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from cache_builder.cli.options import takes_config
+from cache_builder.cli.options import takes_config, takes_manner
 from cache_builder.errors import ConfigError
+from cache_builder.narration import manner, say
+
+if TYPE_CHECKING:
+    from trainer.tuning.tune import Result
 
 WIDTH = 120
 """Columns where there is no terminal."""
@@ -14,6 +19,7 @@ WIDTH = 120
 
 @click.command()
 @takes_config
+@takes_manner
 @click.argument("part", type=click.Choice(["teacher", "student", "distill"]), default="distill")
 @click.option("--grid", "options", multiple=True, metavar="FIELD=V,V…", help="Values of a field; may be repeated.")
 @click.option(
@@ -39,10 +45,12 @@ def tune(
     from trainer.processes import is_main_process, on_main_process, only_run_in
     from trainer.run import until_distillation
     from trainer.tuning.grid import Part, cells_of, default_grid, parse_grid
-    from trainer.tuning.page import cautions, cost_of, line_of, records_of, table_of, write_grid
+    from trainer.tuning.page import cautions, cost_of, facts_of, records_of, table_of, write_grid
+    from trainer.tuning.tune import best_of
     from trainer.tuning.tune import tune as train_all
 
-    console = Console(quiet=not is_main_process(), markup=False, highlight=False, soft_wrap=True)
+    spoken = is_main_process() and manner() == "text"
+    console = Console(quiet=not spoken, markup=False, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
     experiment, which = load_experiment(Experiment, config, overrides), cast(Part, part)
@@ -50,19 +58,29 @@ def tune(
         raise ConfigError("teacher.checkpoints lists finished checkpoints, so there is no teacher to tune")
     get_method(method)
     cells = cells_of(experiment, which, parse_grid(options) or default_grid(experiment, which))
-    console.print(cost_of(experiment, cells, which))
+    if is_main_process():
+        cost = cost_of(experiment, cells, which)
+        say("tuning", cost, part=part, cells=[dict(cell.values) for cell in cells], cost=cost)
     if dry_run:
         return
     folder = experiment.output_dir / "tune" / part
     with only_run_in(folder, f"tuning the {part}"):
         prepared = Prepared(experiment)
         cache = until_distillation(experiment, prepared, console) if which == "distill" else None
-        results = train_all(
-            experiment, which, cells, prepared, cache, method, lambda result: console.print(line_of(result))
-        )
+        results = train_all(experiment, which, cells, prepared, cache, method, _say_tried)
         paths = on_main_process(lambda: write_grid(folder, experiment, which, results)) or []
     console.print(table_of(records_of(results), f"{part}: held-out data alone"))
-    for line in (*cautions(results), *(str(path) for path in paths)):
+    said = cautions(results)
+    for line in (*said, *(str(path) for path in paths)):
         console.print(line)
     if paths:
-        console.print(f"next: footsteps run {paths[-1]}")
+        best = facts_of(best_of(results))
+        say("tuned", f"next: footsteps run {paths[-1]}", part=part, **best, cautions=said, config=str(paths[-1]))
+
+
+def _say_tried(result: "Result") -> None:
+    from trainer.processes import is_main_process
+    from trainer.tuning.page import facts_of, line_of
+
+    if is_main_process():
+        say("tried", line_of(result), **facts_of(result))

@@ -3,6 +3,7 @@
 Losses are those of the held-out data, nats per position.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def line_of(result: Result) -> str:
     share = result.history.shares()[-1]
     ended = f"stopped at {share:.0%} of its steps" if result.stopped else f"{result.history.total_steps:,} steps"
     return f"{values}: held-out loss {result.best_loss:.4f}{metric}; {ended}"
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    """Return what became of a cell, for machines; a loss that is no number is None."""
+    return {
+        "values": dict(result.cell.values),
+        "held_out_loss": result.best_loss if math.isfinite(result.best_loss) else None,
+        "metric": result.best_metric,
+        "step": result.best_step,
+        "steps": result.history.total_steps,
+        "stopped": result.stopped,
+    }
 
 
 def records_of(results: Sequence[Result]) -> list[Record]:

@@ -1,5 +1,6 @@
 """A real grid: judged on held-out data, stopped, killed and continued; the test examples are never touched."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,17 @@ def test_the_command_tells_the_cost_before_it_starts_and_refuses_by_name(tmp_pat
     given = ["tune", path, "teacher", "--set", f"teacher.checkpoints=['{tmp_path}']"]
     listed = CliRunner().invoke(main, given)
     assert listed.exit_code == 2 and "there is no teacher to tune" in listed.output
+
+
+def test_machines_are_told_each_cell_and_the_best_and_quiet_tells_nothing(tmp_path: Path) -> None:
+    grid = ["tune", str(write_toy(tmp_path)), "student", "--grid", "learning_rate=1e-3,2e-3"]
+    said = CliRunner().invoke(main, [*grid, "--json"])
+    assert said.exit_code == 0, said.output
+    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    (tuning,), (tuned,) = ([line for line in lines if line["event"] == event] for event in ("tuning", "tuned"))
+    tried = [line for line in lines if line["event"] == "tried"]
+    assert [cell["values"] for cell in tried] == tuning["cells"] == [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]
+    best = min(tried, key=lambda cell: cell["held_out_loss"])
+    assert tuned["values"] == best["values"] and tuned["held_out_loss"] == best["held_out_loss"]
+    assert Path(tuned["config"]).name == "best.toml" and "of the grid" in tuned["cautions"][0]
+    assert CliRunner().invoke(main, [*grid, "--quiet"]).output == ""
