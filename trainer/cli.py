@@ -113,7 +113,10 @@ def main(context: click.Context) -> None:
 @takes_manner
 @takes_jobs()
 def run(config: Path, overrides: tuple[str, ...], jobs: int) -> None:
-    """Do every stage, skipping what is complete; `footsteps plan CONFIG` says beforehand what that takes."""
+    """Do every stage, skipping what is complete.
+
+    `footsteps plan CONFIG` says beforehand what that takes.
+    """
     from trainer.run import run_experiment
 
     run_experiment(load(config, overrides), speaker(), jobs)
@@ -123,7 +126,10 @@ def run(config: Path, overrides: tuple[str, ...], jobs: int) -> None:
 @takes_config
 @takes_manner
 def shrink(config: Path, overrides: tuple[str, ...]) -> None:
-    """Make the student out of a larger model's layers, neurons and heads, as [shrink] says."""
+    """Make the student out of a larger model's parts.
+
+    Which layers, neurons and heads stay, [shrink] says.
+    """
     from cache_builder.data.prepare import Prepared
     from trainer.stages.shrink import say_sizes, shrink_student
 
@@ -153,7 +159,10 @@ def sft(config: Path, overrides: tuple[str, ...], role: str) -> None:
 @takes_config
 @takes_manner
 def losses(config: Path, overrides: tuple[str, ...]) -> None:
-    """Compute the student SFT's loss on every training sequence, for adaptive weighting."""
+    """Compute the student SFT's losses, for adaptive weighting.
+
+    Its loss on every training sequence.
+    """
     from cache_builder.cache.reader import open_cache
     from cache_builder.data.prepare import Prepared
     from trainer.stages.crossfit import needs_crossfit, write_crossfit_losses
@@ -213,7 +222,10 @@ def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--watch", is_flag=True, help="Write it again whenever the runs have changed, until Ctrl-C.")
 @click.option("--every", default=30, show_default=True, type=click.IntRange(1), help="Seconds between two looks.")
 def report(runs: tuple[Path, ...], output: Path | None, remote: bool, watch: bool, every: int) -> None:
-    """Write the table, the plots and one self-contained HTML page for one or more run folders."""
+    """Write table, plots and one self-contained HTML page.
+
+    For one run folder, or several side by side.
+    """
     from trainer.report.page import write_report
     from trainer.report.watch import watch_report
 
@@ -230,12 +242,17 @@ def report(runs: tuple[Path, ...], output: Path | None, remote: bool, watch: boo
 
 
 @main.command()
-@click.option("--output", default=Path("runs/toy"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output", default=Path("runs/toy"), show_default=True, type=click.Path(path_type=Path), help="Folder of the page."
+)
 @click.option("--seeds", default=40, show_default=True, type=click.IntRange(1), help="Paired repetitions.")
 @click.option("--examples", default=500, show_default=True, type=click.IntRange(1), help="Training points.")
 @click.option("--steps", default=2000, show_default=True, type=click.IntRange(1), help="Steps of the student.")
 def toy(output: Path, seeds: int, examples: int, steps: int) -> None:
-    """Reproduce the paper's toy (Fig. 2): does adaptive weighting help where the teacher is weak?"""
+    """Reproduce the paper's toy, in a minute.
+
+    Its Fig. 2: does adaptive weighting help where the teacher is weak?
+    """
     from trainer.toy.page import run_toy, toy_table
 
     speaker().print(toy_table(run_toy(output, seeds, examples, steps)))
@@ -250,7 +267,10 @@ def export() -> None:
 @export.command("lm-eval")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 def export_lm_eval(folder: Path) -> None:
-    """Write a run's tasks as lm-evaluation-harness has them: YAML and JSONL, in RUN/lm-eval."""
+    """Write a run's tasks for lm-evaluation-harness.
+
+    YAML and JSONL, in RUN/lm-eval.
+    """
     from cache_builder.config import load_experiment
     from cache_builder.data.prepare import Prepared
     from trainer.config import Experiment

@@ -34,7 +34,10 @@ def build(
     scheduler: str,
     **ray_options: Any,
 ) -> None:
-    """Run every checkpoint of the teacher over the corpus; continue where a build was stopped."""
+    """Run every checkpoint of the teacher over the corpus.
+
+    A build that was stopped is continued.
+    """
     from cache_builder.build.build import build_cache, in_this_process, teacher_checkpoints
     from cache_builder.build.ray_scheduler import RayOptions, ray_scheduler
     from cache_builder.build.work_units import parse_part

@@ -14,7 +14,7 @@ from cache_builder.cli.share import pull, push
 
 @click.group()
 def cache() -> None:
-    """Build, inspect and check the cache of what the teacher's checkpoints say."""
+    """Build, check and share what the teacher's checkpoints say."""
 
 
 for command in (requests, build, info, verify, audit, push, pull, import_command, export_command):

@@ -20,7 +20,10 @@ MIN_TABLE_WIDTH = 110
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.pass_context
 def info(context: click.Context, config_or_cache: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print sizes, retained mass and losses of a cache's checkpoints."""
+    """Print sizes, retained mass and losses of a cache.
+
+    A line for each of its checkpoints.
+    """
     from cache_builder.cache.info import describe
     from cache_builder.cache.reader import open_cache
 
@@ -35,7 +38,10 @@ def info(context: click.Context, config_or_cache: str, overrides: tuple[str, ...
 @takes_cache
 @click.pass_context
 def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, ...]) -> None:
-    """Compare every byte of a cache with what was committed; name every file that differs."""
+    """Compare every byte of a cache with what was committed.
+
+    Every file that differs is named.
+    """
     from cache_builder.cache.verify import verify_cache
     from cache_builder.storage.open import open_store
 
@@ -65,7 +71,10 @@ def verify(context: click.Context, config_or_cache: str, overrides: tuple[str, .
 def audit(
     context: click.Context, config: Path, overrides: tuple[str, ...], checkpoint: str | None, sequences: int
 ) -> None:
-    """Run a checkpoint again on sampled sequences and compare it with what the cache says."""
+    """Run a checkpoint again on a sample, and compare.
+
+    Does the model still say of sampled sequences what the cache says?
+    """
     from cache_builder.build.audit import audit_cache
     from cache_builder.build.build import teacher_checkpoints
 

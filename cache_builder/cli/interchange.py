@@ -58,7 +58,10 @@ def import_command(
     messages_field: str,
     chat_template: str | None,
 ) -> None:
-    """Read another program's top-k targets, SOURCE, as a cache of one checkpoint; continue where it was stopped."""
+    """Read another program's top-k targets as a cache.
+
+    SOURCE becomes a cache of one checkpoint; an import that was stopped is continued.
+    """
     from cache_builder.data.tokenizer import load_tokenizer
     from cache_builder.interchange.axolotl import AxolotlSource
     from cache_builder.interchange.check import Source
@@ -90,7 +93,10 @@ def import_command(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--checkpoint", metavar="NAME", help="Which one; the last complete one unless given.")
 def export_command(cache: str, file: Path, checkpoint: str | None) -> None:
-    """Write a checkpoint of CACHE to one plain Parquet FILE, a row per sequence."""
+    """Write a checkpoint of CACHE to one plain Parquet FILE.
+
+    A row for each sequence.
+    """
     from cache_builder.cache.reader import open_cache
     from cache_builder.interchange.exporting import export_cache
 

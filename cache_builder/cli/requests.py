@@ -14,7 +14,10 @@ from cache_builder.cli.options import read_experiment, takes_config
 )
 @click.pass_context
 def requests(context: click.Context, config: Path, overrides: tuple[str, ...], output: Path | None) -> None:
-    """Write the token ids of every sequence, for an engine that gives hidden states."""
+    """Write every sequence's token ids, for another engine.
+
+    For one that gives hidden states.
+    """
     from cache_builder.build.build import teacher_checkpoints
     from cache_builder.build.requests import write_requests
     from cache_builder.config import expand

@@ -32,7 +32,10 @@ def push(
     checkpoints: tuple[str, ...],
     jobs: int,
 ) -> None:
-    """Copy a cache, with a card, to hf://datasets/OWNER/NAME, an fsspec URL or a folder; continue where it stopped."""
+    """Copy a cache, with a card, to the Hub, a URL or a folder.
+
+    DESTINATION is hf://datasets/OWNER/NAME, an fsspec URL or a folder. What was stopped is continued.
+    """
     copy_and_report(cache_url(context, config_or_cache, overrides), destination, checkpoints, jobs, card=True)
 
 
@@ -42,7 +45,10 @@ def push(
 @checkpoint_option
 @jobs_option
 def pull(source: str, folder: str, checkpoints: tuple[str, ...], jobs: int) -> None:
-    """Copy a cache to a folder of this machine, checking every byte; continue where it stopped."""
+    """Copy a cache to this machine, checking every byte.
+
+    What was stopped is continued.
+    """
     if "://" in folder:
         raise ConfigError(f"{folder!r} is no folder of this machine; `footsteps cache push` copies to a URL")
     copy_and_report(source, folder, checkpoints, jobs, card=False)

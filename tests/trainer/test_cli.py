@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -269,3 +270,10 @@ def test_student_losses_of_another_cache_are_refused(finished: Path, tmp_path: P
 def test_settings_that_changed_since_a_stage_ran_are_refused_by_name(finished: Path) -> None:
     message = refusal("sft", finished, "student", "--set", "sft.student.learning_rate=1e-3")
     assert "learning_rate" in message and "run.output_dir" in message
+
+
+def test_no_command_s_line_in_the_list_is_cut_short_at_80_columns() -> None:
+    for group in (main, *(command for command in main.commands.values() if isinstance(command, click.Group))):
+        for name, command in group.commands.items():
+            line = command.get_short_help_str(limit=66)
+            assert line and not line.endswith("...") and len(line) > 20, (name, line)

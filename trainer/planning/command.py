@@ -31,7 +31,9 @@ WIDTH = 120
 def plan(
     config: Path | None, overrides: tuple[str, ...], flops: str | None, as_json: bool, **given: str | None
 ) -> None:
-    """Say steps, positions, files, bytes, memory and GPU hours, from CONFIG or from sizes alone.
+    """Say steps, bytes, memory and GPU hours before anything is run.
+
+    From CONFIG, or from sizes alone.
 
     \b
     footsteps plan my-experiment.toml

@@ -21,7 +21,10 @@ from trainer.processes import is_main_process
 @takes_manner
 @takes_jobs(min(2, os.cpu_count() or 1))
 def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int) -> None:
-    """Run the whole pipeline on made-up data, on a CPU, in minutes: a table and a report."""
+    """Run the whole pipeline on made-up data, in minutes.
+
+    On a CPU; it ends with a table and a report.
+    """
     import torch
 
     from cache_builder.config import save_experiment
@@ -46,10 +49,19 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int
 @click.option("--student", metavar="MODEL", help="The smaller one, with the same tokenizer.")
 @click.option("--prompt", metavar="TEXT", help='Of a table of columns, what is asked: "Note: {note}".')
 @click.option("--answer", metavar="COLUMN", help="Of a table of columns, the one that answers.")
-@click.option("--output", default=Path("experiment.toml"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    default=Path("experiment.toml"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The config to write; its run will be runs/ and its name.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def init(output: Path, force: bool, prompt: str | None, answer: str | None, **given: str | None) -> None:
-    """Look at rows and models, and write a first config that runs; what is not given is asked for."""
+    """Look at rows and models, and write a first config that runs.
+
+    What is not given is asked for; without a terminal to ask at it is refused.
+    """
     from cache_builder.atomic import write_text
     from cache_builder.errors import ConfigError
     from trainer.starting.init import first_config
@@ -87,7 +99,10 @@ def _ask(name: str) -> str:
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.pass_context
 def doctor(context: click.Context, config: Path | None) -> None:
-    """Say what is there that a run needs, a line each, and what to do; of CONFIG, try its rows and template."""
+    """Say what is there that a run needs, a line each, and what to do.
+
+    Of CONFIG, its rows, tokenizer and template are tried on the first rows. Exits with 2 where a run would not go.
+    """
     from trainer.starting.doctor import examine
 
     failed = False

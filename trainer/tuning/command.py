@@ -29,7 +29,9 @@ WIDTH = 120
 def tune(
     config: Path, overrides: tuple[str, ...], part: str, options: tuple[str, ...], method: str, dry_run: bool
 ) -> None:
-    """Try a grid of settings for the teacher's or student's fine-tuning, or for the distillation, on held-out data.
+    """Try a grid of settings, judged on held-out data.
+
+    Of the teacher's or the student's fine-tuning, or of the distillation unless told otherwise.
 
     \b
     footsteps tune my.toml teacher
