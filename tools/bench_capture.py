@@ -42,7 +42,7 @@ def bench(
     positions = len(batch["label_M"])
     uniforms_MS = tail_uniforms(0, "bench", np.arange(positions), 8)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    verify_head(model)
+    verify_head(model, batch)
 
     @torch.no_grad()
     def forward() -> None:
