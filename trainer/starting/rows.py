@@ -110,7 +110,8 @@ def _benchmark(places: Places) -> Found:
         if source in ("rows", "demo"):
             continue
         config = DataConfig.model_validate({"source": source, "path": places.train})
-        if any(not path.is_file() for path in module.files(config)):
+        files = module.files(config)
+        if not files or any(not path.is_file() for path in files):  # none: of a source that names those that are there
             continue
         if given:
             raise ConfigError(

@@ -142,11 +142,18 @@ def test_long_answers_are_judged_as_text(folder: Path) -> None:
     assert written(init(train, test))["tasks"]["default"]["kind"] == "text"
 
 
-def test_a_benchmarks_folder_is_known_and_needs_no_test_set(folder: Path, shared_data: Path) -> None:
+@pytest.mark.parametrize("source", ["pubmedqa", "jmed-llm", "clinc150", "snips"])
+def test_a_benchmarks_folder_is_known_and_needs_no_test_set(source: str, folder: Path, shared_data: Path) -> None:
     remove_toy(folder)
-    config = written(init(str(shared_data / "data/pubmedqa"), None))
-    assert config["data"] == {"source": "pubmedqa", "path": str(shared_data / "data/pubmedqa")}
-    assert "has its own" in refused_again(init(str(shared_data / "data/pubmedqa"), "t.jsonl"))
+    path = str(shared_data / "data" / source)
+    config = written(init(path, None))
+    assert config["data"] == {"source": source, "path": path}
+    assert "has its own" in refused_again(init(path, "t.jsonl"))
+
+
+def test_a_folder_of_no_benchmark_is_refused(folder: Path) -> None:
+    remove_toy(folder)
+    assert "but not that of pubmedqa, jmed-llm, clinc150, snips" in refused(init(".", None))
 
 
 def refused_again(result: Result) -> str:
