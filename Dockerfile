@@ -9,7 +9,7 @@ COPY cache_builder /source/cache_builder
 COPY trainer /source/trainer
 RUN python -m pip install --no-cache-dir --constraint /source/constraints.txt '/source[train,remote,quantised,tensorboard]' \
     && rm -r /source
-USER footsteps
+USER 1000
 WORKDIR /work
 ENV PYTHONUNBUFFERED=1
 ENTRYPOINT ["footsteps"]

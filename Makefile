@@ -2,6 +2,7 @@
 # make check     format, lint, types, layers, tests                      make test-all  every test
 # make test-lowest   the fast tests at the lowest versions promised      make clean     remove the environments
 # make test-wheel    sdist and wheel, installed elsewhere and run         make docs      the docs site, in build/docs/site
+# make resolve     the pins have a wheel for every Python promised; uv asks the index, and nothing is installed
 #
 # Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
@@ -16,7 +17,7 @@ FAST := tests/test_dependencies.py tests/trainer/test_config.py tests/trainer/te
 	tests/cache_builder/sharing tests/cache_builder/interchange tests/trainer/stages/test_lora.py \
 	tests/trainer/report/test_plots.py
 
-.PHONY: demo docs test test-all test-lowest test-wheel lint check clean
+.PHONY: demo docs test test-all test-lowest test-wheel resolve lint check clean
 
 demo: $(VENV)/ready
 	$(BIN)/footsteps demo
@@ -47,6 +48,13 @@ test-wheel: $(VENV)/ready-dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$($(VENV)-wheel/train/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
 	cd $(VENV)-wheel && PYTHONPATH= train/bin/footsteps demo --quick && test -s runs/demo-quick/report/index.html
+
+# The docs site's generator needs 3.11.5; all else 3.11.0.
+resolve:
+	for python in 3.11.5 3.12 3.13; do \
+		uv pip compile --quiet --output-file /dev/null --python-version $$python --python-platform x86_64-manylinux_2_28 \
+			--only-binary :all: --extra train --extra dev --extra remote --constraint constraints.txt pyproject.toml || exit 1; \
+	done
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
