@@ -47,6 +47,11 @@ class CachedRows(Rows):
         super().__init__(cache.corpus, cache.corpus.sample_ids, pad_id)
         self.cache, self.weights_of = cache, weights_of
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a worker that is not forked the weights themselves; what finds them cannot be pickled."""
+        weights = {name: self.weights_of(name) for name in self.cache.checkpoints}
+        return {**self.__dict__, "weights_of": weights.__getitem__}
+
     def __getitems__(self, items: list[tuple[str | None, int]]) -> dict[str, Any]:
         teacher = items[0][0]
         self.cache.prefetch(teacher, [row for _, row in items])

@@ -1,6 +1,7 @@
 """Training: accumulated = whole, the right teacher in every batch, and no silent NaN."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,27 @@ def test_loader_workers_change_nothing_and_every_batch_has_its_stages_teacher(
         folders.append(distill(experiment, "cd", 0, cache, prepared))
     assert_same_bits(*folders)
     assert set(checked) == {0, 1, 2}
+
+
+def test_rows_reach_a_worker_that_is_not_forked(toy: Any) -> None:
+    """macOS and Python 3.14 start workers anew, with what can be pickled; a function within a function cannot."""
+    _, cache, _ = toy()
+    weights = {
+        name: np.random.default_rng(seed).random(len(cache.corpus)) for seed, name in enumerate(cache.checkpoints)
+    }
+    rows = CachedRows(cache, 0, lambda name: weights[name])
+    there = pickle.loads(pickle.dumps(rows))
+    for name in cache.checkpoints:
+        here, sent = (each.__getitems__([(name, row) for row in (5, 2, 9)]) for each in (rows, there))
+        torch.testing.assert_close(vars(sent.pop("targets")), vars(here.pop("targets")), rtol=0, atol=0)
+        torch.testing.assert_close(sent, here, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_change_nothing(toy: Any) -> None:
+    spawned = "distill.dataloader_num_workers=1", "distill.dataloader_multiprocessing_context='spawn'"
+    runs = [toy("distill.epochs_per_stage=1", *settings) for settings in ((), spawned)]
+    assert_same_bits(*(distill(experiment, "td+aw", 0, cache, prepared) for experiment, cache, prepared in runs))
 
 
 def test_the_optimizer_starts_afresh_and_the_learning_rate_again_at_each_stage(toy: Any) -> None:
