@@ -9,8 +9,8 @@ python -m tools.bench_trainer [--vocabulary 128256] [--sequences 400] [--workers
 
 The cache is made up (tools/synthetic_cache.py), in a folder, or with `--latency` in a store that takes so many seconds
 to answer. Seconds are medians between the ends of consecutive steps; the trainers take turns, and a ratio is the median
-of the turns' ratios. The title says for what share of the time the next batch was waited for, with the thread and
-without.
+of the turns' ratios. On a GPU, where there is one, in bfloat16 by autocast. The title says for what share of the time
+the next batch was waited for, with the thread and without.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def our_trainer(cache: Cache, args: argparse.Namespace, folder: Path) -> Distill
     words = {f"t{index}": index for index in range(args.vocabulary)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t0")), pad_token="t0")
     weights = np.random.default_rng(0).uniform(size=len(cache.corpus))
-    options: dict[str, Any] = {"dataloader_num_workers": args.workers}
+    options: dict[str, Any] = {"dataloader_num_workers": args.workers, "bf16": torch.cuda.is_available()}
     config = DistillConfig(per_device_train_batch_size=BATCH, epochs_per_stage=1, logging_steps=1000, **options)
     return DistillTrainer(
         method=get_method("scd+aw"),
@@ -132,7 +132,7 @@ def open_made_up(args: argparse.Namespace, folder: Path) -> Callable[[], Cache]:
     return lambda: Cache(Distant(URL), DEFAULT_MEMORY_BYTES)
 
 
-def bench(args: argparse.Namespace, folder: Path) -> tuple[list[Measured], dict[str, object]]:
+def bench(args: argparse.Namespace, folder: Path) -> tuple[list[Measured], dict[str, float]]:
     """Measure the trainers in turns, then the loader; also return the shares of waiting."""
     open_it = open_made_up(args, folder)
     turns: list[list[Clock]] = []
@@ -177,7 +177,7 @@ def bench(args: argparse.Namespace, folder: Path) -> tuple[list[Measured], dict[
         for name in seconds
     ]
     waiting = [statistics.median(turn[place].waiting for turn in turns) for place in (1, 2)]
-    return measured, {"waiting": f"{waiting[0]:.3f}", "waiting_no_thread": f"{waiting[1]:.3f}"}
+    return measured, {"waiting": waiting[0], "waiting_no_thread": waiting[1]}
 
 
 def main() -> None:
@@ -194,7 +194,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         measured, waiting = bench(args, Path(folder))
     student = make_model(args.vocabulary, args.hidden_size, args.layers, torch.float32, torch.device("cpu"))
-    settings = {**vars(args), "batch": BATCH, "parameters": parameters(student)} | waiting
+    settings = {**vars(args), "batch": BATCH, "parameters": parameters(student)}
+    settings |= {name: f"{share:.3f}" for name, share in waiting.items()}
     title = f"{1 / measured[-1].seconds:,.0f} batches/s from the loader; " + ", ".join(
         f"{name} {value}" for name, value in settings.items()
     )

@@ -5,6 +5,7 @@ fsdp          a model that FSDP2 shards over one process gives the loss of the s
 chunks        the fused loss by the positions of a chunk
 loss          head and loss alone: ours, stock cross-entropy, dense KL; Liger's fused ones where it is installed
 step          a training step: stock SFT, distillation (plain and compiled), a live teacher of 2.7 times the size
+waiting       training from a cache through the Trainer: the share of waiting for data, with the thread and without
 capture       a checkpoint's targets against the bare forward, of 0.5B- and 3B-shaped random models
 
 Parts, their cases and the variants of a case begin in this order until `--minutes` are over; what there was no time or
@@ -17,10 +18,12 @@ no memory for is in the table, too. Exit status 1 where a check failed. Rows go 
 import argparse
 import copy
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,7 @@ from cache_builder.models.packed import packing_of
 from cache_builder.targets.sampling import tail_uniforms
 from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tensors import to_torch
-from tools import bench_capture, bench_loss
+from tools import bench_capture, bench_loss, bench_trainer
 from tools.bench_loss import random_targets
 from tools.measuring import Deadline, Measured, append_rows, hardware, make_model, measure
 from trainer.loss.forward import Objective, attach_objective
@@ -292,12 +295,27 @@ def steps(check: Check) -> None:
     check.note_measured("step", f"V {vocab_size}, D {args.hidden_size}", measured)
 
 
+def waiting(check: Check) -> None:
+    """Measure training through the Trainer, and what of it is waiting for data."""
+    args = argparse.Namespace(vocabulary=151_936, hidden_size=896, layers=8, sequences=320, rounds=1)
+    if check.quick:
+        args.vocabulary, args.hidden_size, args.layers, args.sequences = 1000, 64, 1, 64
+    args.workers, args.latency = 0, 0.0
+    case = f"V {args.vocabulary}, D {args.hidden_size}, {args.sequences} sequences"
+    with tempfile.TemporaryDirectory() as folder:
+        measured, shares = bench_trainer.bench(args, Path(folder))
+    check.note_measured("waiting", case, measured)
+    for name, share in shares.items():
+        check.note("waiting", case, f"{name}: share of the time", share)
+
+
 PARTS: dict[str, Callable[[Check], None]] = {
     "correctness": correctness,
     "fsdp": fsdp,
     "chunks": chunks,
     "loss": loss,
     "step": steps,
+    "waiting": waiting,
     "capture": captures,
 }
 
