@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from cache_builder.capture.capture import sequence_losses
@@ -28,7 +29,8 @@ def corpus_losses(
     losses = np.zeros(len(corpus.token_offsets) - 1)
     batches = batching.plan(np.diff(corpus.token_offsets))
     rounds = range(-(-len(batches) // parts))
-    for turn in track(rounds, description=description) if description and manner() == "text" else rounds:
+    shown = manner() == "text" and Console().is_terminal
+    for turn in track(rounds, description=description) if description and shown else rounds:
         number = turn * parts + index
         rows = batches[min(number, len(batches) - 1)]
         batch = batching.collate([corpus.sequence(int(row)) for row in rows])

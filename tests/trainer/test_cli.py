@@ -45,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_toy(tmp_path_factory.mktemp("toy"))
     result = footsteps("run", config)
     assert result.exit_code == 0, result.output
+    assert "losses on the training data" not in result.output, "a bar is for terminals"
     return config
 
 

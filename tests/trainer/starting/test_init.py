@@ -201,3 +201,13 @@ def test_rows_of_a_benchmark_make_a_config_that_runs_unchanged(data: str, folder
         write_jsonl(folder / f"{split}.jsonl", rows)
     written(init("train.jsonl", "test.jsonl"))
     assert footsteps("run", "experiment.toml").exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_benchmarks_own_folder_makes_a_config_that_runs(folder: Path, shared_data: Path) -> None:
+    remove_toy(folder)
+    written(init(str(shared_data / "data/clinc150"), None))
+    fewer = ("data.train_examples=400", "data.test_examples=40", "sft.teacher.num_train_epochs=1")
+    few = (*fewer, "sft.student.num_train_epochs=1", 'distill.methods=["td"]')
+    assert footsteps("run", "experiment.toml", *(part for each in few for part in ("--set", each))).exit_code == 0
+    assert Path("runs/experiment/report/index.html").is_file()
