@@ -69,8 +69,7 @@ def load_model(
         if is_gguf(name):
             _refuse_ways_of_loading(config, location, "is one file, which is read whole")
             return load_gguf(name, options).eval()
-        if Path(name).is_dir():
-            check_size(Path(name), location, options)
+        check_size(_folder_of(name, revision), location, options)
         if Path(name).is_dir() and not has_weights(Path(name)) and (Path(name) / "config.json").is_file():
             _refuse_ways_of_loading(config, location, "has no weights to load")
             text = f"model {location}: no weights in its folder, so they are initialised from seed {seed}"
@@ -166,10 +165,10 @@ def weights_fingerprint(location: str, seed: int) -> str:
     if folder.is_dir():
         check_as_saved(folder)
     adapter = adapter_at(name, revision)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    try:
+        folder = _folder_of(name, revision)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"model {location!r} could not be loaded: {first_line(error)}") from error
     files = sorted(folder.glob("*.safetensors")) if has_weights(folder) else []
     changed_by_saving = ["transformers_version", "_name_or_path", "dtype"]
     if adapter is not None:
@@ -183,6 +182,15 @@ def weights_fingerprint(location: str, seed: int) -> str:
         return digest
     base = weights_fingerprint(adapter.base_location, seed)
     return hashlib.sha256(f"footsteps adapters 1 {digest} {base}".encode()).hexdigest()
+
+
+def _folder_of(name: str, revision: str | None) -> Path:
+    """Return the folder of a resolved location: of a hub id its snapshot, which is downloaded where it is not here."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def _config_of(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _PACKED = 32
 
 
 def check_size(folder: Path, location: str, options: dict[str, Any]) -> None:
-    """Refuse a model's folder whose config says more layers or parameters than its weights can be.
+    """Refuse a model's folder, or its snapshot of the hub, whose config says more than its weights can be.
 
     Raises:
         ModelError: it does; the message has both numbers.

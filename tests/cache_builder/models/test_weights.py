@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from cache_builder.config import ModelConfig
-from cache_builder.errors import ModelError
+from cache_builder.errors import MissingError, ModelError
 from cache_builder.memory import peak_memory_mib, reset_peak_memory
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.loading import load_model, weights_fingerprint
@@ -24,7 +24,7 @@ def saved(tmp_path: Path, make_model: Callable[..., LlamaForCausalLM]) -> Path:
     return tmp_path / "model"
 
 
-def load(folder: Path) -> torch.nn.Module:
+def load(folder: Path | str) -> torch.nn.Module:
     return load_model(ModelConfig(model=str(folder)), 0)
 
 
@@ -122,6 +122,49 @@ def test_a_config_that_says_far_more_than_its_weights_is_refused_before_room_is_
     with in_time(), pytest.raises(ModelError, match=r"saved with|cannot be loaded|cannot be read"):
         load(saved)
     assert peak_memory_mib() - before < 64
+
+
+@pytest.fixture
+def on_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of org/model in a cache of the hub, which cannot be reached."""
+    import huggingface_hub
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub" / "models--org--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(revision)
+    shutil.copytree(saved, folder / "snapshots" / revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    return folder / "snapshots" / revision
+
+
+def test_a_model_of_the_hub_is_loaded_from_its_snapshot(saved: Path, on_the_hub: Path) -> None:
+    ours, theirs = load(saved).state_dict(), load("org/model").state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert weights_fingerprint("org/model", 0) == weights_fingerprint(str(saved), 0)
+
+
+@pytest.mark.parametrize("key", ["intermediate_size", "num_hidden_layers", "vocab_size"])
+def test_a_model_of_the_hub_is_measured_before_room_is_made_for_it(key: str, on_the_hub: Path) -> None:
+    config = json.loads((on_the_hub / "config.json").read_text())
+    (on_the_hub / "config.json").write_text(json.dumps({**config, key: 2**22}))
+    reset_peak_memory()
+    before = peak_memory_mib()
+    with in_time(), pytest.raises(ModelError, match=r"'org/model': its config.json says .*saved with"):
+        load("org/model")
+    assert peak_memory_mib() - before < 64
+
+
+@pytest.mark.parametrize("name", ["org/absent", "org/model@other", "org/model@" + "f" * 40])
+def test_what_is_not_in_the_hubs_cache_is_one_message_where_the_hub_cannot_be_reached(
+    name: str, on_the_hub: Path
+) -> None:
+    with pytest.raises(MissingError, match=rf"model '{name}' could not be loaded"):
+        weights_fingerprint(name, 0)
+    with pytest.raises(MissingError, match=rf"model '{name}' could not be loaded"):
+        load(name)
 
 
 @pytest.mark.parametrize("layers", [10_001, 2**31])
