@@ -73,7 +73,10 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
         tokenizer("a")  # its settings may be of any type, and are first looked at when it is used
     except (OSError, ValueError) as error:
         raise MissingError(f"tokenizer {location!r} could not be loaded: {first_line(error)}") from error
-    except Exception as error:  # tokenizers raises nothing more special for a damaged tokenizer.json
+    except BaseException as error:
+        # tokenizers raises nothing more special for a damaged file, and not even an Exception where its Rust panics.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
             f"tokenizer {location!r} cannot be read: {type(error).__name__}: {first_line(error)}; get its files anew"
         ) from error

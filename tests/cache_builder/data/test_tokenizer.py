@@ -35,6 +35,18 @@ def test_an_id_that_no_cache_holds_is_refused_before_it_takes_memory(
         load_tokenizer(place)
 
 
+def test_a_file_that_the_tokenizers_own_program_breaks_down_at_is_one_message(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["model"]["continuing_subword_prefix"] = "../../x"  # longer than the tokens that merges join
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"cannot be read: PanicException: range end index .*get its files anew"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_token_beyond_the_tokenizers_size_is_refused_where_a_text_has_it(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
