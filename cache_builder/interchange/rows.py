@@ -24,6 +24,8 @@ Tail = Literal["complement", "none"]
 SUM_TOLERANCE = 0.05
 """By how much probabilities may sum to more than one: a polynomial, or bfloat16, is not exact."""
 FLOAT32_ROUNDOFF = 2.0**-24
+LARGEST_LOGP = 1e30
+"""No model's logit is as large, and float32 holds it times any temperature."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def targets_of(
 def _by_rising_id(row: SourceRow, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the slots by rising id, which settles ties of the order by probability; unused slots have negative ids."""
     used_MK = row.logp > -np.inf
-    wrong = np.argwhere(np.isnan(row.logp) | np.isposinf(row.logp))
+    wrong = np.argwhere(np.isnan(row.logp) | (used_MK & (np.abs(row.logp) > LARGEST_LOGP)))
     if len(wrong):
         m, k = wrong[0]
         raise DataError(f"{_at(row, m)}: expected log-probabilities, got {row.logp[m, k]}")
