@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -23,14 +22,7 @@ FAST = time.time() + 3600.0
 """By a clock that is fast: such a lease is over by the waiter's own clock alone."""
 
 
-@pytest.fixture(scope="module")
-def tally() -> Iterator[Tally]:
-    found = Tally()
-    yield found
-    found.note("leases")
-
-
-def test_a_lease_of_any_content_under_any_name(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+def test_a_lease_of_any_content_under_any_name(monkeypatch: pytest.MonkeyPatch, tally: dict[str, Tally]) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.05)
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
 
@@ -49,6 +41,6 @@ def test_a_lease_of_any_content_under_any_name(monkeypatch: pytest.MonkeyPatch, 
             with store.lock_part((0, 1)), store.exclusive():
                 assert json.loads(store.read(".locks/part-0-of-1.json"))["process"] == os.getpid()
 
-        tally.end(hold)
+        tally["leases"].end(hold)
 
     check()

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,11 @@ from cache_builder.data.digests import files_in
 from cache_builder.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cache_builder.models.loading import load_model, weights_fingerprint
 from cache_builder.steps import finish_stage
-from tests.support.fuzz import Tally, cases, damaged, text_of, twisted
+from tests.support.fuzz import Tally, cases, changed, holding
 
 LOADED = ("config.json", "generation_config.json", "model.safetensors")
 TOKENISED = ("tokenizer.json", "tokenizer_config.json")
 ADAPTED = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Tally]]:
-    found: dict[str, Tally] = {}
-    yield found
-    for name, each in found.items():
-        each.note(name)
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +44,6 @@ def run(
     config["base_model_name_or_path"] = str(folder / "best")
     (folder / "adapters" / "adapter_config.json").write_text(json.dumps(config))
     return folder
-
-
-def changed(data: st.DataObject, path: Path) -> bytes:
-    """Draw other content for a file: values of its JSON, or of its header's, or any bytes."""
-    content = path.read_bytes()
-    if data.draw(st.booleans()):
-        return data.draw(damaged(content))
-    if path.suffix == ".json":
-        return text_of(data.draw(twisted(json.loads(content)))).encode("utf-8", "surrogatepass")
-    size = int.from_bytes(content[:8], "little")
-    header = text_of(data.draw(twisted(json.loads(content[8 : 8 + size])))).encode("utf-8", "surrogatepass")
-    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def model_of(folder: Path) -> bytes:
@@ -98,12 +78,8 @@ def test_a_folder_of_any_content(kind: str, run: Path, tally: dict[str, Tally]) 
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         path = folder / data.draw(st.sampled_from(files))
-        before = path.read_bytes()
-        path.write_bytes(changed(data, path))
-        try:
-            tally.setdefault(kind, Tally()).end(lambda: read(folder), expected)
-        finally:
-            path.write_bytes(before)
+        with holding(path, changed(data, path)):
+            tally[kind].end(lambda: read(folder), expected)
 
     check()
 
@@ -116,14 +92,8 @@ def test_a_folder_that_a_step_has_recorded(run: Path, tally: dict[str, Tally]) -
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         path = folder / data.draw(st.sampled_from((*LOADED, *TOKENISED)))
-        before = path.read_bytes()
-        path.write_bytes(changed(data, path))
-        try:
-            tally.setdefault("models with a record", Tally()).end(
-                lambda: model_of(folder), expected, silent_is_wrong=True
-            )
-        finally:
-            path.write_bytes(before)
+        with holding(path, changed(data, path)):
+            tally["models with a record"].end(lambda: model_of(folder), expected, silent_is_wrong=True)
 
     try:
         check()

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Tally]]:
-    found: dict[str, Tally] = {}
-    yield found
-    for name, each in found.items():
-        each.note(name)
-
-
 @cases(60, 3000)
 @given(data=st.data())
 def test_a_row_of_any_shape(data: st.DataObject, tokenizer: PreTrainedTokenizerBase, tally: dict[str, Tally]) -> None:
@@ -78,7 +70,7 @@ def test_a_row_of_any_shape(data: st.DataObject, tokenizer: PreTrainedTokenizerB
         example = normalize(row, "row-0", "x.jsonl, line 1")
         return [*encode_all([example], tokenizer, TextConfig(chat_template="plain", max_length=64))]
 
-    tally.setdefault("rows", Tally()).end(read)
+    tally["rows"].end(read)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
@@ -99,7 +91,7 @@ def test_a_data_file_of_any_bytes(suffix: str, tmp_path: Path, tally: dict[str, 
     def check(content: bytes) -> None:
         path.write_bytes(content)
         read = lambda: [normalize(row, "r", where) for where, row in open_table(str(path), "data.train", "train")]  # noqa: E731
-        tally.setdefault(f"data files {suffix}", Tally()).end(read)
+        tally[f"data files {suffix}"].end(read)
 
     check()
 
@@ -109,7 +101,7 @@ def test_a_data_file_of_any_bytes(suffix: str, tmp_path: Path, tally: dict[str, 
 def test_a_config_of_any_bytes(content: bytes, tmp_path: Path, tally: dict[str, Tally]) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(content)
-    tally.setdefault("configs", Tally()).end(lambda: load_experiment(Experiment, path))
+    tally["configs"].end(lambda: load_experiment(Experiment, path))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +143,7 @@ def test_axolotls_rows_of_any_shape(
         path.write_bytes(data.draw(damaged(content)) if data.draw(st.integers(0, 3)) == 0 else content)
         template = "plain" if shape == "messages" else None
         read = lambda: imported(AxolotlSource(path, tokenizer, chat_template=template), len(tokenizer))  # noqa: E731
-        tally.setdefault(f"axolotl {shape}", Tally()).end(read)
+        tally[f"axolotl {shape}"].end(read)
 
     check()
 
@@ -175,10 +167,8 @@ def test_distillkits_files_of_any_content(
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         if what == "codec":
-            text = yaml.safe_dump(data.draw(twisted(codec)), allow_unicode=True)
-            config.write_bytes(
-                data.draw(damaged(text.encode("utf-8", "surrogatepass"))) if data.draw(st.booleans()) else text.encode()
-            )
+            text = yaml.safe_dump(data.draw(twisted(codec)), allow_unicode=True).encode("utf-8", "surrogatepass")
+            config.write_bytes(data.draw(damaged(text)) if data.draw(st.booleans()) else text)
         elif what == "bytes":
             table.write_bytes(data.draw(damaged(honest)))
         else:
@@ -187,6 +177,6 @@ def test_distillkits_files_of_any_content(
             except (pa.ArrowException, OverflowError, TypeError, ValueError):
                 return  # Arrow would not hold such a row
         read = lambda: imported(DistillKitSource(folder, tokenizer, None), len(tokenizer))  # noqa: E731
-        tally.setdefault(f"DistillKit {what}", Tally()).end(read)
+        tally[f"DistillKit {what}"].end(read)
 
     check()

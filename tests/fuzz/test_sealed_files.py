@@ -18,17 +18,9 @@ from cache_builder.data.corpus import open_corpus
 from cache_builder.data.tokenising import build_corpus
 from cache_builder.storage.local import LocalStore
 from tests.support.crafted import Crafted, everything, write_honest
-from tests.support.fuzz import Tally, cases, damaged, twisted
+from tests.support.fuzz import Tally, cases, changed, holding, twisted
 from tests.support.toys import color_examples
 from trainer.losses_file import read_losses, write_losses
-
-
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Tally]]:
-    found: dict[str, Tally] = {}
-    yield found
-    for name, each in found.items():
-        each.note(name)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +55,9 @@ def _leaves(value: Any) -> Iterator[Any]:
 def test_a_caches_damaged_file(data: st.DataObject, honest: Path, tally: dict[str, Tally]) -> None:
     files = sorted(path for path in honest.rglob("*") if path.is_file())
     path = data.draw(st.sampled_from(files))
-    before = path.read_bytes()
     expected = _expected(honest)
-    content = data.draw(damaged(before))
-    path.write_bytes(content)
-    try:
-        tally.setdefault("caches, bytes", Tally()).end(lambda: said(honest), expected, silent_is_wrong=True)
-    finally:
-        path.write_bytes(before)
+    with holding(path, changed(data, path)):
+        tally["caches, bytes"].end(lambda: said(honest), expected, silent_is_wrong=True)
 
 
 @cases(40, 2000)
@@ -84,9 +71,8 @@ def test_a_caches_crafted_group_whose_seal_agrees(
     group = data.draw(st.sampled_from(["", "corpus", "probe", "checkpoints", "checkpoints/step-2"]))
     Crafted(folder).json(group, lambda body: data.draw(twisted(body)))
     try:
-        count = tally.setdefault("caches, crafted", Tally())
-        count.end(lambda: said(folder))
-        count.end(lambda: verify_cache(LocalStore(folder)))
+        tally["caches, crafted"].end(lambda: said(folder))
+        tally["caches, crafted, verified"].end(lambda: verify_cache(LocalStore(folder)))
     finally:
         shutil.rmtree(folder)
 
@@ -117,21 +103,16 @@ def test_a_corpus(
 
     expected = read()
     path = data.draw(st.sampled_from(sorted(path for path in folder.iterdir() if path.name != "inputs.json")))
-    before = path.read_bytes()
-    path.write_bytes(data.draw(damaged(before)))
-    try:
-        tally.setdefault("corpora", Tally()).end(read, expected, silent_is_wrong=True)
-    finally:
-        path.write_bytes(before)
+    with holding(path, changed(data, path)):
+        tally["corpora"].end(read, expected, silent_is_wrong=True)
 
 
 @cases(60, 4000)
 @given(data=st.data())
 def test_a_file_of_losses(data: st.DataObject, tmp_path: Path, tally: dict[str, Tally]) -> None:
-    honest, path = tmp_path / "honest.safetensors", tmp_path / "student.safetensors"
-    losses = np.linspace(0.5, 9.5, 12)
-    if not honest.exists():
-        write_losses(honest, losses, "f" * 64)
-    path.write_bytes(data.draw(damaged(honest.read_bytes())))
-    read = lambda: read_losses(path, "f" * 64, 12).tobytes()  # noqa: E731
-    tally.setdefault("losses", Tally()).end(read, losses.tobytes(), silent_is_wrong=True)
+    path, losses = tmp_path / "student.safetensors", np.linspace(0.5, 9.5, 12)
+    if not path.exists():
+        write_losses(path, losses, "f" * 64)
+    with holding(path, changed(data, path)):
+        read = lambda: read_losses(path, "f" * 64, 12).tobytes()  # noqa: E731
+        tally["losses"].end(read, losses.tobytes(), silent_is_wrong=True)

@@ -32,8 +32,38 @@ WORDS = (
     *(b"null", b"[", b"{", b"}", b'"', b",", b"[" * 5000, b"9" * 5000, b"\\ud800", b"../../x", b"{{", b"PK\x03\x04"),
 )
 ODD = (
-    *(None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, -(10**30), 0.5, -0.0, 1e308, float("nan"), float("inf")),
-    *("", "x", "../../x", "a\0b", "[v2] [/x]", "\x1b[2J", "{{ 1/0 }}", "$HOME", "token_id:", "token_id:5", "²"),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        2**31,
+        2**63,
+        10**30,
+        -(10**30),
+        10**400,
+        0.5,
+        -0.0,
+        1e308,
+        float("nan"),
+        float("inf"),
+    ),
+    *(
+        "",
+        "x",
+        "../../x",
+        "a\0b",
+        "[v2] [/x]",
+        "\x1b[2J",
+        "{{ 1/0 }}",
+        "$HOME",
+        "token_id:",
+        "token_id:5",
+        "²",
+        "\ud800",
+    ),
     *([], {}, [[]], [None], [0], [{}], {"a": 1}, ["x"], [1.5], [[1, 2], [3]]),
 )
 
@@ -61,6 +91,29 @@ def twisted(value: Any) -> st.SearchStrategy[Any]:
     places = list(_places(value))
     change = st.tuples(st.sampled_from(places), st.sampled_from(("set", "drop", "add", "rename")), st.sampled_from(ODD))
     return st.lists(change, min_size=1, max_size=2).map(lambda changes: _change(value, changes))
+
+
+def changed(data: st.DataObject, path: Path) -> bytes:
+    """Draw other content for a file: a value of its JSON, or of its header's if it is safetensors, or any bytes."""
+    content = path.read_bytes()
+    if path.suffix not in (".json", ".safetensors") or data.draw(st.booleans()):
+        return data.draw(damaged(content))
+    if path.suffix == ".json":
+        return text_of(data.draw(twisted(json.loads(content)))).encode("utf-8", "surrogatepass")
+    size = int.from_bytes(content[:8], "little")
+    header = text_of(data.draw(twisted(json.loads(content[8 : 8 + size])))).encode("utf-8", "surrogatepass")
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+
+@contextmanager
+def holding(path: Path, content: bytes) -> Iterator[None]:
+    """Let a file have other content inside `with`."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def text_of(value: Any) -> str:

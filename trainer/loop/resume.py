@@ -23,7 +23,7 @@ from trainer.loop.state import TrainState, last_whole_checkpoint
 
 _UNREADABLE = (
     *(pickle.UnpicklingError, SafetensorError, OSError, EOFError, RuntimeError),
-    *(ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, AssertionError, MemoryError),
 )
 """What reading a state raises that holds something else than this program writes."""
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from cache_builder.data.digests import files_in, sha256_of
 from cache_builder.errors import CacheDamagedError
 from cache_builder.steps import read_record, write_record
@@ -56,6 +58,9 @@ class TrainState:
                 return False
         self.best_step, self.best_loss, self.best_metric = step, loss, metric
         return True
+
+
+_STATE = TypeAdapter(TrainState)
 
 
 def save_state(state: TrainState, checkpoint: Path, global_step: int) -> None:
@@ -127,21 +132,18 @@ def _whole_state(checkpoint: Path, step: int, total_steps: int) -> TrainState | 
         else:
             _check_older(checkpoint)
         return _state_of(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CacheDamagedError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheDamagedError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
 def _state_of(value: dict[str, Any]) -> TrainState:
-    return TrainState(
-        plan=[StageChoice(**stage) for stage in value["plan"]],
-        taid=TaidState(**value["taid"]) if value["taid"] else None,
-        pooled=PooledWeight(**value["pooled"]) if value.get("pooled") else None,
-        best_step=value["best_step"],
-        best_loss=value["best_loss"],
-        best_metric=None if value.get("best_metric") is None else float(value["best_metric"]),
-        seconds=float(value.get("seconds", 0.0)),
-        peak_memory_mib=float(value.get("peak_memory_mib", 0.0)),
-    )
+    needed = {name: value[name] for name in ("plan", "taid", "best_step", "best_loss")}
+    later = ("pooled", "best_metric", "seconds", "peak_memory_mib")  # which checkpoints of before may lack
+    known = needed | {name: value[name] for name in later if name in value}
+    return _STATE.validate_json(json.dumps(known), strict=True)
 
 
 def _check_digests(checkpoint: Path, digests: dict[str, str]) -> None:

@@ -12,12 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cache_builder.cache.reader import open_cache
-from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ModelError
 from cache_builder.steps import read_record, write_record
 from tests.support.interruption import stops_at
-from tests.support.toys import load_toy
 from trainer.loop.state import checkpoints_of, last_whole_checkpoint
 from trainer.stages.distill import distill
 
@@ -42,23 +39,9 @@ def _flipped(data: bytes) -> bytes:
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
 
-@pytest.fixture(scope="module")
-def stopped(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped after step 9, with checkpoints 4 and 8."""
-    output_dir = tmp_path_factory.mktemp("stopped") / "run"
-    output_dir.mkdir()
-    for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
-        (output_dir / name).symlink_to(built_toy / "run" / name)
-    options = (f"run.output_dir='{output_dir}'", "distill.save_steps=4")
-    experiment = load_toy(built_toy / "experiment.toml", *options)
-    with stops_at(9):
-        distill(experiment, "taid", 0, open_cache(experiment.cache_url), Prepared(experiment))
-    return output_dir / "distill" / "taid" / "seed-0"
-
-
 @pytest.fixture
-def run(stopped: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(stopped, tmp_path / "run"))
+def run(stopped_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped_run, tmp_path / "run"))
 
 
 def resumed(run: Path, total_steps: int = 45) -> tuple[str | None, list[str]]:

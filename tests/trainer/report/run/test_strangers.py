@@ -1,31 +1,21 @@
 """A run folder from a stranger: its settings reach no environment and no network, and no damage is a traceback."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cache_builder.config import load_experiment
 from cache_builder.data.digests import sha256_of
 from cache_builder.errors import ConfigError
 from cache_builder.redaction import redact, redacted
 from cache_builder.steps import write_record
-from tests.support.fuzz import Tally, cases
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
 from trainer.config import Experiment
 from trainer.report.page import write_report
-from trainer.report.results import result_table
 from trainer.report.run.run_reader import read_run
-from trainer.report.sections.cautions import cautions
-from trainer.report.sections.scores import result_rows
-from trainer.report.sections.summary import summary
-from trainer.report.tables import write_csv, write_tables
 
 
 @pytest.mark.parametrize(
@@ -70,83 +60,6 @@ def test_only_secrets_are_blotted_out() -> None:
     kept = {"token": "$HF_TOKEN", "max_tokens": 3, "tokenizer": "x", "list": [{"pad_token": ""}]}
     assert redacted(kept) == kept
     assert redacted({"a": {"hub_token": "x", "password": "y"}}) == {"a": {"hub_token": "…", "password": "…"}}
-
-
-FILES = (
-    "config.toml",
-    "teacher/checkpoints.json",
-    "teacher/log.json",
-    "distill/td/seed-0/plan.json",
-    "distill/td/seed-0/log.json",
-    "distill/td/seed-0/losses.safetensors",
-    "evaluate/teacher/metrics.json",
-    "evaluate/td/seed-0/best/metrics.json",
-    "evaluate/td/seed-0/best/predictions.jsonl",
-    "losses/student.safetensors",
-    "live_teacher.json",
-)
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400), st.just("\ud800")
-)
-VALUES = st.recursive(
-    SCALARS, lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3)
-)
-NOISE = st.binary(max_size=20) | st.sampled_from([b"[" * 100_000, b"NaN", b"1e999", b"-1", b"null", b"{}"])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of which nothing is resampled often: how a file is read is what is tested."""
-    folder = tmp_path_factory.mktemp("fuzz") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.report.results.BOOTSTRAP_SAMPLES", 20)
-        yield make_run(folder, methods=("td",), seeds=(0,), tasks={"triage": "accuracy"})
-
-
-def damaged(data: st.DataObject, content: bytes, path: str) -> bytes:
-    """Change some of a file, or a value of its JSON for any other."""
-    if path.endswith(".json") and content and data.draw(st.booleans()):
-        value = json.loads(content)
-        at = value
-        while isinstance(at, dict | list) and at:
-            key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
-            if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
-                at[key] = data.draw(VALUES)
-                break
-            at = at[key]
-        return json.dumps(value).encode()
-    start = data.draw(st.integers(0, len(content)))
-    end = data.draw(st.integers(start, min(len(content), start + 40)))
-    return content[:start] + data.draw(NOISE) + content[end:]
-
-
-@pytest.fixture(scope="module")
-def tally() -> Iterator[Tally]:
-    found = Tally()
-    yield found
-    found.note("run files")
-
-
-@cases(250, 3000)
-@given(data=st.data())
-def test_no_damage_to_a_run_file_is_a_traceback(whole: Path, tally: Tally, data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(FILES))
-    file = whole / path
-    before = file.read_bytes() if file.exists() else b""
-    content = damaged(data, before, path)
-
-    def read() -> None:
-        run = read_run(whole)
-        table = result_table(run)
-        write_csv(whole / "x.csv", result_rows(table, table))
-        write_tables(whole / "x.json", [result_rows(table, table)])
-        "\n".join([summary(run, table), *cautions(run, table), *run.missing]).encode()
-
-    try:
-        file.write_bytes(content)
-        assert tally.end(read) == "read", "a damaged file is named among what is missing, and the rest is reported"
-    finally:
-        file.write_bytes(before) if before else file.unlink()
 
 
 @pytest.mark.parametrize(
