@@ -25,8 +25,9 @@ def read_ahead(batches: Iterator[B_], count: int, begin: Callable[[], None]) -> 
         begin: called first of all in the thread.
     """
     ended = object()
-    maker = ThreadPoolExecutor(1, "batches-ahead", begin)
+    maker = ThreadPoolExecutor(1, "batches-ahead")
     try:
+        maker.submit(begin).result()
         waiting = deque(maker.submit(next, batches, ended) for _ in range(count))
         while (batch := waiting.popleft().result()) is not ended:
             waiting.append(maker.submit(next, batches, ended))

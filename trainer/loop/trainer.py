@@ -302,8 +302,9 @@ class SequenceTrainer(ResumingTrainer):
 
     def _use_device(self) -> None:
         # each thread begins with the first GPU, where page-locking memory would open a second context
-        if self.args.device.index is not None:
-            torch.accelerator.set_device_index(self.args.device.index)
+        device = self.args.device
+        if device.type != "cpu" and device.index is not None:  # of several processes on CPUs, each has "cpu:0"
+            torch.accelerator.set_device_index(device)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Measure the loss per position on the held-out corpus, and keep the model in best/ where it is the best.

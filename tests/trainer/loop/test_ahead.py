@@ -66,6 +66,15 @@ def test_the_thread_begins_as_told_and_makes_every_batch() -> None:
     assert len(seen) == 4 and len(set(seen)) == 1 and "batches-ahead" in seen[0]
 
 
+def test_an_error_at_the_threads_beginning_is_its_own() -> None:
+    def failing() -> None:
+        raise RuntimeError("no such device")
+
+    with pytest.raises(RuntimeError, match="no such device"):
+        next(read_ahead(counted([], 3), 1, failing))
+    assert not threads()
+
+
 def test_an_error_comes_in_its_place_and_ends_the_thread() -> None:
     def failing() -> Iterator[int]:
         yield from (0, 1)
