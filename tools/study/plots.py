@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.study.tables import SCORES, Group, Row, by_seed, groups, label, serves, title
+from tools.study.tables import Group, Row, by_seed, groups, label, serves, title
 from trainer.report.plots.style import MUTED, STUDENT, TEACHER, grid_of, plain, render
 
 
@@ -30,7 +30,7 @@ def name_of(group: Group) -> str:
 
 
 def _draw(rows: Sequence[Row], group: Group, everything: Sequence[Row], width: float) -> Figure:
-    scores = [score for score in SCORES if any(row[score] for row in rows)]
+    scores = [score for score in ("test", "shifted") if any(row[score] for row in rows)]
     names = sorted({label(row) for row in rows}, key=lambda name: np.mean(list(by_seed(rows, name, "test").values())))
     figure, panels = grid_of(len(scores), width, 0.7 + 0.32 * len(names), columns=2, sharey=True)
     for panel, score in zip(panels, scores, strict=True):

@@ -23,7 +23,8 @@ from trainer.report.results import holm
 CSV = RESULTS / "study.csv"
 REFERENCE = "td"
 CONFIDENCE = 0.95
-SCORES = ("test", "shifted")
+SCORES = {"test": 1, "shifted": 1, "held_out": 3}
+"""What is compared, with its digits: scores ×100, and nats per position of held-out data, where less is better."""
 METHOD_FACTORS = ("method", "aw_source", "metric", "alpha")
 """What tells the rows of a table apart; the other factors are its title."""
 Row = dict[str, str]
@@ -91,8 +92,9 @@ def title(group: Group) -> str:
 
 
 def by_seed(rows: Sequence[Row], name: str, score: str) -> dict[str, float]:
-    """Return a method's scores, %."""
-    return {row["seed"]: 100 * float(row[score]) for row in rows if label(row) == name and row[score]}
+    """Return a method's scores, %, or its held-out losses."""
+    scale = 1 if score == "held_out" else 100
+    return {row["seed"]: scale * float(row[score]) for row in rows if label(row) == name and row[score]}
 
 
 def table(rows: Sequence[Row], group: Group, everything: Sequence[Row]) -> str:
@@ -110,25 +112,24 @@ def table(rows: Sequence[Row], group: Group, everything: Sequence[Row]) -> str:
     corrected = {
         score: dict(zip(each, holm([d.p_value for d in each.values()]), strict=True)) for score, each in found.items()
     }
-    shifted = any(row["shifted"] for row in rows)
-    heads = ["", "seeds", "test", f"− {REFERENCE}", "p"]
-    heads += ["shifted", f"− {REFERENCE}", "p"] if shifted else []
-    heads += ["held-out loss", "who taught, by seed"]
+    shown = [score for score in SCORES if any(row[score] for row in rows)]
+    heads = [head for score in shown for head in (score.replace("_", "-"), f"− {REFERENCE}", "p")]
+    heads = ["", "seeds", *heads, "who taught, by seed"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in everything:
         if not row["seed"] and row["method"] in ("teacher", "student_sft") and serves(row, group):
-            cells = [row["method"].replace("_", " "), "", f"{100 * float(row['test']):.1f}", "", ""]
-            cells += [f"{100 * float(row['shifted']):.1f}", "", ""] if shifted else []
-            lines.append("| " + " | ".join([*cells, f"{float(row['held_out']):.3f}", ""]) + " |")
+            cells = [row["method"].replace("_", " "), ""]
+            for score in shown:
+                cells += [f"{value:.{SCORES[score]}f}" for value in by_seed([row], row["method"], score).values()]
+                cells += ["", ""]
+            lines.append("| " + " | ".join([*cells, ""]) + " |")
     for name in sorted(names, key=lambda name: -float(np.mean(list(by_seed(rows, name, "test").values())))):
         own = [row for row in rows if label(row) == name]
         cells = [f"`{name}`", str(len(own))]
-        for score in SCORES if shifted else SCORES[:1]:
-            cells += [_spread(list(by_seed(rows, name, score).values()))]
-            difference = found[score].get(name)
-            cells += [_difference(difference), _p(corrected[score].get(name))]
-        losses = [float(row["held_out"]) for row in own]
-        lines.append("| " + " | ".join([*cells, f"{np.mean(losses):.3f}", _teachers(own)]) + " |")
+        for score in shown:
+            cells += [_spread(list(by_seed(rows, name, score).values()), SCORES[score])]
+            cells += [_difference(found[score].get(name), SCORES[score]), _p(corrected[score].get(name))]
+        lines.append("| " + " | ".join([*cells, _teachers(own)]) + " |")
     return "\n".join(lines)
 
 
@@ -138,14 +139,16 @@ def serves(row: Row, group: Group) -> bool:
     return (row["data"], row["noise"], row["checkpoints"], row["size"]) == (data, noise, checkpoints, size)
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def _spread(values: list[float], digits: int) -> str:
+    found = [np.mean(values), *([np.std(values, ddof=1)] if len(values) > 1 else [])]
+    return " ± ".join(f"{value:.{digits}f}" for value in found)
 
 
-def _difference(difference: Difference | None) -> str:
+def _difference(difference: Difference | None, digits: int) -> str:
     if difference is None:
         return ""
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]".replace("-", "−")
+    mean, low, high = (f"{value:+.{digits}f}" for value in (difference.mean, difference.low, difference.high))
+    return f"{mean} [{low}, {high}]".replace("-", "−")
 
 
 def _p(p_value: float | None) -> str:
