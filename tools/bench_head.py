@@ -1,6 +1,6 @@
 """Time and peak memory of the head and the loss alone, forward and backward, from given hidden states.
 
-stock CE         cross_entropy(hidden @ weightᵀ), autograd                 the yardstick; else the first of --variants
+stock CE         cross_entropy(hidden @ weightᵀ), autograd          the yardstick, or else the first that is chosen
 three matmuls    logits, and both gradients of them, in chunks of 512, and nothing else: the floor
 distil           ours: forward KL on targets of 16 + 8 tokens, and CE, chunks of 512
 distil 256       the same in chunks of 256
