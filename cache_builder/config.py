@@ -272,9 +272,10 @@ def load_experiment(schema: type[E_], path: str | Path, overrides: tuple[str, ..
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingError(f"config {path}: no such file")
+        there = "a folder or device, expected a file" if path.exists() else "no such file"
+        raise MissingError(f"config {path}: {there}")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a BOM first
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
         raise ConfigError(f"config {path} is not valid TOML: {error}") from None
     return make_experiment(schema, values, overrides, f"config {path}")

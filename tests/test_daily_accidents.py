@@ -15,12 +15,14 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from cache_builder import atomic
+from cache_builder.config import load_experiment
 from cache_builder.errors import CacheBusyError, printable
 from cache_builder.storage.locks import only_one_in
 from tests.support.paths import ROOT
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
 from trainer.cli import main
+from trainer.config import Experiment
 from trainer.stages.crossfit import write_crossfit_losses
 from trainer.stages.distill import distill
 from trainer.stages.evaluate_run import evaluate_run
@@ -74,6 +76,9 @@ ACCIDENTS: dict[str, tuple[Callable[[Path], str], str]] = {
     "a template that raises": (lambda folder: "text.chat_template='{{ 1 // 0 }}'", "template"),
     "a template that is none": (lambda folder: "text.chat_template='{% if %}'", "template"),
     "a NUL in a path": (lambda folder: 'run.output_dir="a\\u0000b"', "run.output_dir holds a NUL"),
+    "a setting in sections without end": (lambda folder: ".".join("a" * 5_000) + "=1", "in 5,000 sections"),
+    "a setting nested without end": (lambda folder: "run.seed=" + "[" * 5_000, "nested too deep"),
+    "a number of thousands of digits": (lambda folder: "run.seed=" + "9" * 5_000, "run.seed"),
     "a vocabulary of billions": (lambda folder: "tokenizer.train_vocab_size=4_000_000_000", "train_vocab_size"),
 }
 
@@ -84,6 +89,23 @@ def test_an_accident_is_one_message(accident: str, config: Path, tmp_path: Path)
     override = setting(tmp_path)
     elsewhere = [] if "output_dir" in override else ["--set", f"run.output_dir='{tmp_path / 'out'}'"]
     assert_refused(call("sft", config, "student", *elsewhere, "--set", override), said)
+
+
+def test_a_config_that_is_no_file_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name in ("folder.toml", "pipe.toml"):
+        assert_refused(call("plan", tmp_path / name), f"{name}: a folder or device, expected a file")
+
+
+def test_a_config_that_an_editor_began_with_a_byte_order_mark_is_read(config: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "config.toml"
+    marked.write_text(config.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_experiment(Experiment, marked) == load_experiment(Experiment, config)
+
+
+def test_a_cache_in_an_archive_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    assert_refused(call("cache", "info", f"zip://cache::{tmp_path}/absent.zip"), "absent.zip")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`footsteps cache push|pull`: what they read, and how they say what they do."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -60,8 +61,10 @@ def copy_and_report(source: str, destination: str, checkpoints: tuple[str, ...],
     from cache_builder.sharing.transfer import copy_cache
     from cache_builder.storage.open import open_store
 
-    place = open_store(destination)
-    plan = plan_copy(open_store(source), checkpoints)
+    place, origin = open_store(destination), open_store(source)
+    if Path(origin.where("")).resolve() in Path(place.where("")).resolve().parents:
+        raise ConfigError(f"{destination} lies inside the cache {source}, where a copy would be taken for a part of it")
+    plan = plan_copy(origin, checkpoints)
     with Bytes(Console(stderr=True), plan.bytes) as progress:
         stats = copy_cache(plan, place, jobs=jobs, card=card, done=progress.advance)
     if stats.card_kept:

@@ -151,7 +151,7 @@ class RemoteStore:
                 raise ConfigError(
                     f"cache {self.where('')}: {error}; `pip install footsteps[remote]` for s3://"
                 ) from error
-            except ValueError as error:
+            except (ValueError, FileNotFoundError) as error:  # the latter of an archive that is to be looked into
                 raise ConfigError(f"cache {self.where('')}: {error}") from error
             self._connection = (os.getpid(), fs, root.rstrip("/"))
         return self._connection[1], self._connection[2]

@@ -114,3 +114,12 @@ def test_a_random_state_of_numbers_that_none_has_is_refused_by_name(
     torch.save({**state, "python": (version, (-1, *numbers[1:]), gauss)}, changed_state)
     with holding(path, changed_state.getvalue()), pytest.raises(ModelError, match=r"checkpoint-8 .* cannot be loaded"):
         trainer._load_rng_state(str(path.parent))
+
+
+@pytest.mark.parametrize("content", [b"J", b"", b"PK\x03\x04", b"\x80\x02}q\x00."])
+def test_an_optimizers_state_that_is_none_is_refused_by_name(
+    content: bytes, stopped_run: Path, trainer: ResumingTrainer
+) -> None:
+    path = stopped_run / "checkpoint-8" / "optimizer.pt"
+    with holding(path, content), pytest.raises(ModelError, match=r"checkpoint-8 .* cannot be loaded"):
+        trainer._load_optimizer_and_scheduler(str(path.parent))

@@ -113,6 +113,14 @@ def test_a_cache_pushed_and_pulled_again_has_the_same_bytes(
 
 
 @pytest.mark.s3
+def test_a_copy_into_the_cache_itself_is_refused_and_leaves_it_as_it_is(source: Path) -> None:
+    before = sorted(source.rglob("*"))
+    for place in (source / "inside", source / "checkpoints" / ".." / "copy"):
+        with pytest.raises(ConfigError, match="lies inside the cache"):
+            call("push", source, place)
+    assert sorted(source.rglob("*")) == before
+
+
 def test_a_push_to_s3_whose_process_is_killed_goes_on_where_it_was(source: Path, bucket: str, tmp_path: Path) -> None:
     place, store, n = f"{bucket}/killed", RemoteStore(f"{bucket}/killed"), data_files(source)
     program = "import sys; from cache_builder.cli.cache import cache; cache(sys.argv[1:])"
