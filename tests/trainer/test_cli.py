@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -49,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config
 
 
-def table(run: Path) -> dict[str, object]:
+def table(run: Path) -> dict[str, dict[str, Any]]:
     """What every model scored."""
     files = sorted((run / "evaluate").rglob("metrics.json"))
     return {str(path.parent.relative_to(run)): json.loads(path.read_text())["tasks"] for path in files}
@@ -166,7 +167,13 @@ def test_two_processes_end_with_the_table_of_one_and_say_it_once(finished: Path,
         [*launcher, *command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert table(tmp_path / "run") == table(finished.parent / "run")
+    tables = [table(tmp_path / "run"), table(finished.parent / "run")]
+    masses = [
+        [task["decoding"].pop("padded_mass") for tasks in each.values() for task in tasks.values()] for each in tables
+    ]
+    assert tables[0] == tables[1]
+    # two processes sum a gradient in another order, so a probability differs in its last digits where no score does
+    assert masses[0] == pytest.approx(masses[1], rel=1e-4)
     assert done.stdout.count("report: ") == 1
     ours, theirs = (
         load_file(folder / "distill/scd+aw/seed-0/last/model.safetensors")
