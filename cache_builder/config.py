@@ -186,7 +186,7 @@ class CacheConfig(Section):
     """Store only the smallest prefix of the top-k that holds this much probability."""
     tail_samples: int = Field(8, ge=0)
     """Tokens drawn from the tail per position; 0 draws none."""
-    tail_blocks: int = Field(32, ge=0, le=1024)
+    tail_blocks: int = Field(24, ge=0, le=1024)
     """Blocks of token ids in each of which the tail's mass is stored, a byte each; 0 keeps only its whole mass."""
     tail_steps_per_nat: int = Field(2, ge=2, le=32)
     """The log of a block's share of the tail is rounded to this part of a nat."""

@@ -46,6 +46,7 @@ TARGETS = {
         Target(16, blocks=32, block_steps=2),
         Target(128, blocks=32, block_steps=2),
         Target(12, "pooled", 4, 32, block_steps=2),
+        Target(12, "pooled", 8, 24, block_steps=2),
         Target(12, "pooled", 8, 32, block_steps=2),
         Target(0, "samples", 12, peer="RS-KD, 12 draws"),
         Target(16, "adaptive", 8),

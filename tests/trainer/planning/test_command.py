@@ -96,7 +96,7 @@ def test_a_rate_that_is_given_makes_gpu_hours_of_operations() -> None:
 
 def test_settings_that_do_not_fit_the_size_are_noted() -> None:
     notes = " ".join(as_json(*SIZES[:-1], "1e12", "--set", "cache.chunk_positions=65536")["notes"])
-    for words in ("cache.shard_positions=4194304", "distill.window_chunks=63", "of JSON ledgers in every process"):
+    for words in ("cache.shard_positions=4194304", "distill.window_chunks=67", "of JSON ledgers in every process"):
         assert words in notes
     assert as_json("--teacher", "1B", "--student", "100M", "--positions", "1e7")["notes"] == []
 
