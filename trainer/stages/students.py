@@ -76,14 +76,15 @@ def _side_by_side(experiment: Experiment, cache: Cache, students: list[Student],
         try:
             for future in as_completed(training):
                 yield future.result()
-        except BrokenProcessPool:
-            raise TrainingError(
-                "a process that trains a student ended by itself, perhaps for want of memory; give the same command "
-                f"again to continue, or with fewer than --jobs {jobs}"
-            ) from None
-        finally:
-            ours.close()  # ends what still runs; after the last student nothing does
+        except BaseException as error:
+            ours.close()  # ends the others where they are
             pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise TrainingError(
+                    "a process that trains a student ended by itself, perhaps for want of memory; give the same "
+                    f"command again to continue, or with fewer than --jobs {jobs}"
+                ) from None
+            raise
 
 
 @contextmanager

@@ -125,6 +125,7 @@ def test_a_command_that_is_killed_leaves_nothing_running_and_goes_on(built: Buil
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until, "a process was left running"
         time.sleep(0.02)
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "Warning" not in done.stderr, done.stderr
     for method in ("td", "sft"):
         assert_same_bits(alone / method / "seed-0", tmp_path / "side/distill" / method / "seed-0")
