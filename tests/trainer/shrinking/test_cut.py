@@ -1,7 +1,10 @@
 """What is cut out of a model is the model's own, in every family that can be shrunk."""
 
+import copy
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from tests.support.shrinkable import GROUPS, HEAD_DIM, LAYERS, NEURONS, OWN, tiny, tokens
 from trainer.shrinking.cut import cut, only
@@ -85,6 +88,14 @@ def test_a_layer_keeps_its_own_kind_of_attention(family: str) -> None:
         assert windowed == [layer >= smaller.config.max_window_layers for layer in range(len(KEPT))]
 
 
+def assert_same_but_for_rounding(smaller: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Compare logits to a few times what rounding to float32 moves the model's own: longer sums round differently."""
+    expected = logits(model, tokens())
+    rounding = (expected - logits(copy.deepcopy(model).double(), tokens())).abs().max().item()
+    assert rounding < 1e-4  # a head of one layer moves logits by more than 3
+    torch.testing.assert_close(logits(smaller, tokens()), expected, rtol=0, atol=4 * rounding)
+
+
 @WITH_NEURONS
 def test_neurons_that_say_nothing_are_not_missed(family: str) -> None:
     model = tiny(family)
@@ -96,7 +107,7 @@ def test_neurons_that_say_nothing_are_not_missed(family: str) -> None:
     smaller = cut(model, range(LAYERS), neurons=kept)
     assert smaller.config.intermediate_size == 5
     assert smaller.base_model.layers[0].mlp.gate_proj.weight.shape == (5, 24)
-    torch.testing.assert_close(logits(smaller, tokens()), logits(model, tokens()), rtol=1e-5, atol=1e-5)
+    assert_same_but_for_rounding(smaller, model)
 
 
 @WITH_HEADS
@@ -112,7 +123,7 @@ def test_heads_that_say_nothing_are_not_missed(family: str, groups: int) -> None
     smaller = cut(model, range(LAYERS), groups=kept)
     config = smaller.config
     assert (config.num_key_value_heads, config.num_attention_heads, config.head_dim) == (1, 4 // groups, HEAD_DIM)
-    torch.testing.assert_close(logits(smaller, tokens()), logits(model, tokens()), rtol=1e-5, atol=1e-5)
+    assert_same_but_for_rounding(smaller, model)
 
 
 def test_the_source_is_left_as_it_was() -> None:
