@@ -71,6 +71,7 @@ def test_the_newest_checkpoint_teaches_first():
     assert changed_files(tree) == named
 
 
+@pytest.mark.slow
 def test_a_field_of_the_record_goes_from_the_logits_to_an_export_and_old_caches_open(tree: Path) -> None:
     named = follow("A field of the record", tree)
     proof = """

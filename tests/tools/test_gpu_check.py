@@ -54,6 +54,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, lis
     return main(), rows
 
 
+@pytest.mark.slow
 def test_every_part_runs_to_its_end_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     status, rows = run_main(monkeypatch)
     assert status == 0

@@ -61,6 +61,7 @@ def test_tokens_are_those_of_the_sequences_and_no_padding(
     assert [entry["tokens_per_second"] for entry in log] == tokens.tolist()
 
 
+@pytest.mark.slow
 def test_waiting_is_seen_and_held_out_losses_are_no_part_of_the_pace(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     getitems, losses = CachedRows.__getitems__, SequenceTrainer.corpus_losses
 

@@ -62,6 +62,7 @@ def test_students_side_by_side_are_those_that_one_process_trains(built: Built, a
     assert "FOOTSTEPS_LINES" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_refusal_names_its_student_and_what_was_begun_goes_on_when_asked_again(
     built: Built, alone: Path, tmp_path: Path
 ) -> None:

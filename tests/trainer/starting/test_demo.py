@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cache_builder.config import load_experiment
 from tests.support.paths import ROOT
 from trainer.config import Experiment
@@ -23,6 +25,7 @@ def test_the_demo_is_the_packaged_config_with_the_folders_of_the_user(tmp_path: 
         assert copied.read_text() == (ROOT / "trainer/starting/models" / role / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_quick_demo_writes_a_report_and_a_config_that_runs_again(tmp_path: Path) -> None:
     overrides = [part for each in FEW for part in ("--set", each)]
     for arguments in (["demo", "--quick", "--output", "here", *overrides], ["run", "here/config.toml"]):

@@ -67,6 +67,7 @@ def remove_toy(folder: Path) -> None:
     (folder / "experiment.toml").unlink()
 
 
+@pytest.mark.slow
 def test_sharegpt_rows_with_foreign_keys_make_a_config_that_runs_unchanged(folder: Path) -> None:
     remove_toy(folder)
     train = write_jsonl(folder / "chats.jsonl", conversations(60))
