@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedTokenizerBase
 
 from cache_builder.data.chat import encode, encode_prompt, encode_text
@@ -26,6 +28,10 @@ def renumbered(tokenizer: PreTrainedTokenizerBase, folder: Path, token: str, num
     return str(folder)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="transformers 5.18 goes through all ids itself while it loads, before anybody can refuse them",
+)
 @pytest.mark.parametrize("number", [2**24, 2**31, 2**32 - 1])
 def test_an_id_that_no_cache_holds_is_refused_before_it_takes_memory(
     number: int, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
