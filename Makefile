@@ -4,7 +4,7 @@
 # make test-wheel    sdist and wheel, installed elsewhere and run         make docs      the docs site, in build/docs/site
 # make resolve     the pins have a wheel for every Python promised; uv asks the index, and nothing is installed
 #
-# Each target sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
+# Each target but resolve, which needs uv, sets up what it needs in .venv; Python 3.11 or newer and make are all that must be there.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 from rich.console import Console
@@ -21,6 +23,20 @@ LINES = "FOOTSTEPS_LINES"
 """Set where several processes share a terminal: bars would be drawn over each other."""
 LINE_SECONDS = 30
 """Between two lines of text on one training or build; JSON has each."""
+
+
+@contextmanager
+def in_environment(variable: str, value: str) -> Iterator[None]:
+    """Set an environment variable in the block, for this process and those that it starts."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def manner() -> Manner:

@@ -9,6 +9,7 @@ kernel's high-water mark (all threads and libraries counted), on a GPU by the al
 import csv
 import ctypes
 import gc
+import io
 import platform
 import statistics
 import subprocess
@@ -16,11 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+from cache_builder.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -132,18 +136,18 @@ def append_rows(csv_name: str, rows: list[dict[str, object]]) -> None:
     path = RESULTS / csv_name
     path.parent.mkdir(exist_ok=True)
     common: dict[str, object] = {"commit": commit(), "hardware": hardware()}
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        reader = csv.DictReader(file)
-        columns = list(dict.fromkeys([*(reader.fieldnames or ()), *common, *rows[0]]))
-        known = columns == reader.fieldnames
-        there = [] if known else list(reader)
-        if not known:
-            file.truncate(0)
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        if not known:
-            writer.writeheader()
-        writer.writerows([*there, *(common | row for row in rows)])
+    there: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            there = list(csv.DictReader(file))
+    every = [*there, *(common | row for row in rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(name for row in every for name in row)), restval="", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(every)
+    write_text(path, text.getvalue())  # whole or not at all: hours of measuring lie in it
 
 
 def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtype, device: torch.device, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -44,7 +44,7 @@ def run_experiment(experiment: Experiment, console: Console, jobs: int = 1) -> N
             say("corpus", line, said=line)
     cache = until_distillation(experiment, prepared, console)
     students = [(method, seed) for seed in experiment.distill.seeds for method in experiment.distill.methods]
-    if jobs > 1:
+    if min(jobs, len(students)) > 1:
         _begin(f"distill: {len(students)} students, {jobs} at once", console)
 
     def begun(method: str, seed: int) -> None:

@@ -9,16 +9,15 @@ by itself, with what the cache needs of it.
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cache_builder.config import CacheExperiment, load_experiment
-from cache_builder.narration import VARIABLE, Manner
+from cache_builder.narration import VARIABLE, in_environment
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."
@@ -37,24 +36,12 @@ def takes_manner(command: Callable[..., Any]) -> Callable[..., Any]:
     def speaking(*arguments: Any, quiet: bool, as_json: bool, **options: Any) -> Any:
         if quiet and as_json:
             raise click.UsageError("--quiet and --json exclude each other; give one")
-        with _spoken("quiet" if quiet else "json") if quiet or as_json else nullcontext():
+        said = in_environment(VARIABLE, "quiet" if quiet else "json") if quiet or as_json else nullcontext()
+        with said:
             return command(*arguments, **options)
 
     as_json = click.option("--json", "as_json", is_flag=True, help="Say JSON lines, for machines.")
     return click.option("--quiet", is_flag=True, help="Say nothing but warnings.")(as_json(speaking))
-
-
-@contextmanager
-def _spoken(manner: Manner) -> Iterator[None]:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = manner
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
 
 
 def takes_cache(command: Callable[..., Any]) -> Callable[..., Any]:

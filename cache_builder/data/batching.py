@@ -93,9 +93,8 @@ def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     by_length = np.argsort(-lengths, kind="stable")
     widths = np.maximum(lengths[by_length], 1).astype(np.int64)
     counts = np.arange(1, max(1, batch_tokens) + 1)
-    cost = np.full(
-        len(widths) + 1, np.iinfo(np.int64).max
-    )  # of the cheapest way to cut the sequences before each place
+    # of the cheapest way to cut the sequences before each place
+    cost = np.full(len(widths) + 1, np.iinfo(np.int64).max)
     begins = np.zeros(len(widths) + 1, np.int64)  # of the last batch of that way
     cost[0] = 0
     for start, width in enumerate(widths.tolist()):

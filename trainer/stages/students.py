@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import torch
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, TrainingError, UserError
-from cache_builder.narration import LINES
+from cache_builder.narration import LINES, in_environment
 from trainer.config import Experiment
 from trainer.processes import process_count
 from trainer.stages.distill import distill
@@ -67,12 +67,12 @@ def _side_by_side(experiment: Experiment, cache: Cache, students: list[Student],
     stopped, ours = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // jobs)
     with (
-        _in_lines(),
+        in_environment(LINES, "1"),  # their bars would be drawn over each other
         closing(stopped),
         closing(ours),
         ProcessPoolExecutor(jobs, context, _begin, (experiment, cache.url, stopped, threads)) as pool,
     ):
-        training = {pool.submit(_train, *student): student for student in students}
+        training = [pool.submit(_train, *student) for student in students]
         try:
             for future in as_completed(training):
                 yield future.result()
@@ -85,20 +85,6 @@ def _side_by_side(experiment: Experiment, cache: Cache, students: list[Student],
                     f"command again to continue, or with fewer than --jobs {jobs}"
                 ) from None
             raise
-
-
-@contextmanager
-def _in_lines() -> Iterator[None]:
-    """Have the processes that are started in the block say lines: their bars would be drawn over each other."""
-    before = os.environ.get(LINES)
-    os.environ[LINES] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[LINES]
-        else:
-            os.environ[LINES] = before
 
 
 _task: tuple[Experiment, str] | None = None
