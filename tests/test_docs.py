@@ -52,6 +52,11 @@ def test_the_front_leads_to_every_page(front: str) -> None:
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "docs").glob("notebooks/*.ipynb")], ids=lambda page: page.name)
+def test_no_page_installs_by_a_name_that_is_another_project_s(page: Path) -> None:
+    assert not re.search(r"pip install ['\"\\]*footsteps\[", page.read_text())
+
+
 def test_the_readme_is_short_and_has_its_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) < 150
