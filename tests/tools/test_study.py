@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 from cache_builder.data.sources import demo
+from tools.study import __main__ as study
 from tools.study.cells import BLOCKS, SEEDS, Cell, students
 from tools.study.data import SHIFTED, write_notes
 from tools.study.plots import draw_all
-from tools.study.tables import groups, label, paired, table
+from tools.study.students import REFERENCES
+from tools.study.tables import Difference, groups, label, paired, read, table
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -87,7 +89,34 @@ def test_a_difference_is_that_of_the_paired_t_test_over_the_seeds_that_both_have
     assert difference.mean == pytest.approx(np.mean([1.0, 2.5, 0.5]))
     assert difference.p_value == pytest.approx(reference.pvalue)
     assert (difference.low, difference.high) == pytest.approx(tuple(reference.confidence_interval()))
-    assert paired(theirs, theirs) is None and paired(ours, {"0": 1.0}) is None
+    assert paired(ours, {"0": 1.0}) is None
+
+
+def test_rows_that_never_differ_are_a_comparison_whose_difference_is_nothing() -> None:
+    scores = {"0": 90.0, "1": 92.5}
+    assert paired(scores, scores) == Difference(2, 0.0, 0.0, 0.0, 1.0)
+
+
+def test_every_table_has_the_reference_that_its_methods_are_compared_with() -> None:
+    rows = [{**cell.columns(), "seed": str(seed)} for cell, seed in students(list(BLOCKS))]
+    for group, of_it in groups(rows).items():
+        assert "td" in {label(row) for row in of_it}, group
+
+
+def test_a_student_with_a_row_is_not_trained_again_wherever_the_csv_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"held_out": "0.1", "chosen": "8", "test": "0.9", "shifted": "0.8"}
+    trained: list[int] = []
+    monkeypatch.setattr(study, "references", lambda folder, cell: dict.fromkeys(REFERENCES, scores))
+    monkeypatch.setattr(study, "result", lambda folder, cell, seed: trained.append(seed) or scores)
+    monkeypatch.setattr("sys.argv", ["study", "runs", "--csv", "mine.csv", "--blocks", "alpha", "--seeds", "2"])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="0"):
+            study.main()
+    assert trained == [0, 1]
+    assert [row["seed"] for row in read(tmp_path / "mine.csv")] == ["", "", "0", "1"]
 
 
 def test_a_table_keeps_cells_apart_and_corrects_its_p_values_together(tmp_path: Path) -> None:

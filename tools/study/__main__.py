@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--budget-minutes", type=float, default=5.0)
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--csv", type=lambda path: Path(path).resolve(), default=CSV)
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.budget_minutes
     wanted = list(students(arguments.blocks, arguments.seeds))

@@ -59,8 +59,8 @@ BLOCKS: dict[str, list[Cell]] = {
     "some-noise": cells("sft", "td", "td+aw", noise=0.1, epochs_per_stage=2),
     "capacity": cells("sft", "td", "scd", "reach", "td+aw", size="large", epochs_per_stage=2),
     "checkpoints": [
-        *cells("cd", "scd", "reach", checkpoints=2, epochs_per_stage=4),
-        *cells("cd", "scd", "reach", checkpoints=8, epochs_per_stage=1),
+        *cells("td", "cd", "scd", "reach", checkpoints=2, epochs_per_stage=4),
+        *cells("td", "cd", "scd", "reach", checkpoints=8, epochs_per_stage=1),
     ],
     "risk": cells("scd", metric="risk", epochs_per_stage=2),
     "in-order": cells("cd", epochs_per_stage=2),

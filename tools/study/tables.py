@@ -49,11 +49,16 @@ def read(path: Path) -> list[Row]:
 
 
 def paired(ours: dict[str, float], theirs: dict[str, float]) -> Difference | None:
-    """Compare two rows by seed with the paired t test; None where they share fewer than two seeds, or never differ."""
+    """Compare two rows by seed with the paired t test; None where they share fewer than two seeds.
+
+    Rows that never differ are a comparison too, with a p-value of 1: a schedule that stays with one checkpoint is TD.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
     differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    if len(seeds) < 2 or not differences.any():
+    if len(seeds) < 2:
         return None
+    if not differences.any():
+        return Difference(len(seeds), 0.0, 0.0, 0.0, 1.0)
     mean, error = float(differences.mean()), float(differences.std(ddof=1) / len(seeds) ** 0.5)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * error
     p_value = float(2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)) if error else 0.0
@@ -125,7 +130,7 @@ def table(rows: Sequence[Row], group: Group, everything: Sequence[Row]) -> str:
             lines.append("| " + " | ".join([*cells, ""]) + " |")
     for name in sorted(names, key=lambda name: -float(np.mean(list(by_seed(rows, name, "test").values())))):
         own = [row for row in rows if label(row) == name]
-        cells = [f"`{name}`", str(len(own))]
+        cells = [f"`{name}`", str(len(by_seed(rows, name, "test")))]
         for score in shown:
             cells += [_spread(list(by_seed(rows, name, score).values()), SCORES[score])]
             cells += [_difference(found[score].get(name), SCORES[score]), _p(corrected[score].get(name))]
