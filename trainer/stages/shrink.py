@@ -122,13 +122,15 @@ def sizes_table(result: dict[str, Any]) -> Table:
 
 def _shrink(experiment: Experiment, config: ShrinkConfig, prepared: Prepared, folder: Path) -> None:
     _check_source(experiment.student.model)
-    if stage_result(folder, _inputs(experiment, config, prepared)) is not None:
+    inputs = _inputs(experiment, config, prepared)
+    if (folder / STARTED_FILE).is_file() and stage_result(folder, inputs) is not None:
         return
     # in float32, as students are trained: what is kept is then the source's to the bit, whatever it is stored in
     loaded, _ = for_training(experiment.student, experiment.sft.student)
     model = load_on_device(loaded, experiment.run.seed)
     check_sizes(model.config, Sizes(config.layers, config.intermediate_size, config.key_value_heads), loaded.model)
     check_vocabulary(model, prepared.tokenizer, loaded.model)
+    stage_result(folder, inputs)  # not before: a folder of settings that were refused would refuse the mended ones
     sample = _Sample(experiment, config, prepared, model, folder / LOSSES)
     choice = RULES[config.by](sample, config.layers)
     neurons = groups = None

@@ -1,7 +1,7 @@
 """What cannot be shrunk is refused by name, before anything is loaded."""
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
+from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Phi3Config
 
 from cache_builder.errors import ConfigError, ModelError, UserError
 from trainer.shrinking.families import Sizes, check_sizes
@@ -44,6 +44,16 @@ def test_what_a_family_keeps_whole_is_refused() -> None:
         ConfigError, Phi3Config(), Sizes(2, intermediate_size=8)
     )
     assert "shrink.key_value_heads" in refusal(ConfigError, Phi3Config(), Sizes(2, key_value_heads=1))
+
+
+def test_heads_that_the_hidden_size_cannot_have_are_refused_with_those_that_it_can() -> None:
+    sizes = {"hidden_size": 40, "num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 4}
+    config = LlamaConfig(num_hidden_layers=4, intermediate_size=64, **sizes)
+    message = refusal(ConfigError, config, Sizes(2, key_value_heads=3))
+    assert "shrink.key_value_heads is 3: the hidden size of model 'org/source', 40" in message
+    assert message.endswith("it can be 1, 2, 4, 5")
+    check_sizes(config, Sizes(2, key_value_heads=4), "org/source")
+    check_sizes(MistralConfig(num_hidden_layers=4, intermediate_size=64, **sizes), Sizes(2, key_value_heads=3), "there")
 
 
 def test_what_there_is_is_accepted() -> None:
