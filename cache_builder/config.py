@@ -86,6 +86,9 @@ class DataConfig(Section):
     """For `rows`: a section `[data.rows.NAME]` for each task."""
     train_examples: int | None = Field(None, gt=0)
     """Use only this many training examples, a random part by `run.seed` (the demo: generate this many)."""
+    validation_examples: int | None = Field(None, gt=0)
+    """Use only this many examples of a validation set that is given, a random part by `run.seed` (the demo: generate
+    this many); what is held out of training is `validation_fraction`'s to say."""
     test_examples: int | None = Field(None, gt=0)
     """Use only this many test examples, a random part by `run.seed` (the demo: generate this many)."""
     ignore_keys: list[str] = []

@@ -14,8 +14,8 @@ from cache_builder.config import DataConfig, expand
 from cache_builder.data.examples import Example, Split, Subset, random_part
 from cache_builder.data.rows.shapes import normalize
 from cache_builder.data.rows.tables import CsvRows, Joined, Table, matches, open_table
-from cache_builder.data.sources import clinc150, demo, jmed_llm, pubmedqa, rows, snips
-from cache_builder.errors import DataError
+from cache_builder.data.sources import clinc150, demo, jmed_llm, limits_of, pubmedqa, rows, snips
+from cache_builder.errors import ConfigError, DataError
 
 SOURCES = {
     "rows": rows,
@@ -32,12 +32,18 @@ def load_splits(config: DataConfig, seed: int) -> dict[str, Split]:
     """Return the "train", "validation" and "test" examples; a split that there is none of is empty.
 
     Raises:
+        ConfigError: it limits a validation set that there is none of.
         DataError: there is no training example, or a row is not of a known shape.
         MissingError: a file or folder is not there.
     """
     splits = _load_files(config, seed) if config.source == "files" else dict(SOURCES[config.source].load(config, seed))
     if not len(splits["train"]):
         raise DataError(f"the training data of {_named(config)} is empty; at least one example is needed")
+    if config.validation_examples is not None and not len(splits["validation"]):
+        raise ConfigError(
+            f"data.validation_examples is {config.validation_examples:,}, but {_named(config)} has no validation set "
+            "of its own; data.validation_fraction says how much of the training data is held out"
+        )
     if not len(splits["validation"]) and config.validation_fraction > 0 and len(splits["train"]) > 1:
         splits["train"], splits["validation"] = _hold_out(splits["train"], config.validation_fraction, seed)
     return splits
@@ -85,9 +91,8 @@ def _load_files(config: DataConfig, seed: int) -> dict[str, Split]:
     if config.train is None:
         raise DataError('data.train is not given; name a file or a hub id, or choose a source such as "demo"')
     splits: dict[str, Split] = {}
-    limits = {"train": config.train_examples, "validation": None, "test": config.test_examples}
     ignored = frozenset(config.ignore_keys)
-    for split, limit in limits.items():
+    for split, limit in limits_of(config).items():
         location = getattr(config, split)
         rows: Split = []
         if location:

@@ -97,7 +97,14 @@ def turns(prompt: str, answer: str, system: str | None = None) -> list[Message]:
 
 
 def limited(splits: dict[str, list[Example]], config: DataConfig, seed: int) -> dict[str, list[Example]]:
-    """Keep a random part of the training and test examples, where the config limits them, in their order."""
-    for split, limit in (("train", config.train_examples), ("test", config.test_examples)):
-        splits[split] = list(random_part(splits[split], limit, seed))
-    return splits
+    """Keep a random part of each split's examples, where the config limits them, in their order."""
+    return {split: list(random_part(splits[split], limit, seed)) for split, limit in limits_of(config).items()}
+
+
+def limits_of(config: DataConfig) -> dict[str, int | None]:
+    """Return how many examples of each split are used; None for all."""
+    return {
+        "train": config.train_examples,
+        "validation": config.validation_examples,
+        "test": config.test_examples,
+    }

@@ -75,7 +75,7 @@ def load(config: DataConfig, seed: int) -> dict[str, list[Example]]:
     tasks = chosen_tasks(config, TASKS)
     sizes = {
         "test": config.test_examples or TEST_EXAMPLES,
-        "validation": VALIDATION_EXAMPLES,
+        "validation": config.validation_examples or VALIDATION_EXAMPLES,
         "train": config.train_examples or TRAIN_EXAMPLES,
     }
     return {

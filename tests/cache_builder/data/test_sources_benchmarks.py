@@ -103,8 +103,9 @@ def test_reading_twice_gives_the_same_and_limits_keep_a_part(source: str, tmp_pa
     folder = write(tmp_path / source)
     whole = load(config(source, folder), 0)
     assert whole == load(config(source, folder), 0)
-    part = load(config(source, folder, train_examples=20, test_examples=10), 0)
+    part = load(config(source, folder, train_examples=20, validation_examples=3, test_examples=10), 0)
     assert (len(part["train"]), len(part["test"])) == (20, 10)
+    assert len(part["validation"]) == min(3, len(whole["validation"]))
     assert all(example in whole["train"] for example in part["train"])
     for examples in whole.values():
         assert len({example["id"] for example in examples}) == len(examples)

@@ -43,9 +43,9 @@ def test_the_same_seed_gives_the_same_examples_and_another_seed_others() -> None
     assert load()["test"] != load(seed=1)["test"]
 
 
-def test_fewer_training_examples_are_the_first_ones_and_the_test_set_stays() -> None:
-    few, many = load(train_examples=60), load()
-    assert few["train"] == many["train"][:60]
+def test_fewer_examples_are_the_first_ones_and_the_test_set_stays() -> None:
+    few, many = load(train_examples=60, validation_examples=20), load()
+    assert few["train"] == many["train"][:60] and few["validation"] == many["validation"][:20]
     assert few["test"] == many["test"]
     assert [len(many[split]) for split in ("train", "validation", "test")] == [3000, 300, 600]
 

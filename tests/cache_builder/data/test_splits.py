@@ -10,8 +10,8 @@ import pytest
 
 from cache_builder.config import DataConfig
 from cache_builder.data.prepare import Prepared
-from cache_builder.data.splits import load_splits
-from cache_builder.errors import CacheMismatchError, DataError, MissingError
+from cache_builder.data.splits import SPLITS, load_splits
+from cache_builder.errors import CacheMismatchError, ConfigError, DataError, MissingError
 from tests.support.toys import load_toy, write_toy
 
 MESSAGES = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "green"}]
@@ -75,15 +75,22 @@ def test_a_path_with_an_unset_variable_says_so() -> None:
 def test_a_limited_file_gives_a_random_part_by_the_seed_in_its_order(tmp_path: Path) -> None:
     rows = [{"id": f"{index:03d}", "task": f"intent-{index // 10}", "messages": MESSAGES} for index in range(200)]
     path = write_jsonl(tmp_path / "sorted.jsonl", rows)
-    config = DataConfig(train=path, test=path, train_examples=40, test_examples=40, validation_fraction=0)
+    limits = {f"{split}_examples": 40 for split in SPLITS}
+    config = DataConfig(train=path, validation=path, test=path, **limits)
     splits, again, other = (load_splits(config, seed) for seed in (1, 1, 2))
-    for split in ("train", "test"):
+    for split in SPLITS:
         ids = [example["id"] for example in splits[split]]
         assert len(set(ids)) == 40 and ids == sorted(ids)
         assert len({example["task"] for example in splits[split]}) >= 12, "the first 40 rows are of 4 intents"
         assert ids == [example["id"] for example in again[split]] != [example["id"] for example in other[split]]
     whole = load_splits(config.model_copy(update={"train_examples": 500}), 1)["train"]
     assert [example["id"] for example in whole] == [row["id"] for row in rows]
+
+
+def test_a_limit_on_a_validation_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"messages": MESSAGES}] * 20)
+    with pytest.raises(ConfigError, match=r"data\.validation_examples is 5, but data\.train .* has no validation set"):
+        load_splits(DataConfig(train=path, validation_examples=5), 0)
 
 
 def test_a_corpus_of_a_file_s_first_rows_is_refused_by_name(tmp_path: Path) -> None:
