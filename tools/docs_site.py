@@ -55,6 +55,7 @@ NAVIGATION = {
         "The cache's format": "format.md",
     },
     "Explanation": {
+        "Words": "words.md",
         "Methods": "methods.md",
         "Targets": "targets.md",
         "The report": "report.md",
