@@ -39,6 +39,10 @@ class CacheMismatchError(UserError, ValueError):
     """A cache was built from something else than what it is now used with."""
 
 
+class OtherInputsError(CacheMismatchError):
+    """A stage's folder was made from other inputs than the stage is asked for with."""
+
+
 class CacheIncompleteError(UserError, LookupError):
     """A cache, or one of its checkpoints, was asked for before its build had finished."""
 
@@ -65,6 +69,10 @@ class WorkerLostError(UserError, ChildProcessError):
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on: a non-finite loss, or an option that the method cannot honour."""
+
+
+class DivergedError(TrainingError):
+    """The loss of a step is not finite."""
 
 
 MENDABLE = {

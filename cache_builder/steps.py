@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_builder.atomic import write_json
-from cache_builder.errors import CacheDamagedError, CacheMismatchError, MissingError
+from cache_builder.errors import CacheDamagedError, MissingError, OtherInputsError
 
 STAGE_FILE = "stage.json"
 STARTED_FILE = "inputs.json"
@@ -25,7 +25,7 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     The inputs are recorded at the first call, so that an interrupted stage is never continued with others.
 
     Raises:
-        CacheMismatchError: the folder was made from other inputs; the message names each that differs.
+        OtherInputsError: the folder was made from other inputs; the message names each that differs.
         CacheDamagedError: a record is not what was written.
     """
     inputs = json.loads(json.dumps(inputs))
@@ -35,7 +35,7 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
         differing = sorted(key for key in recorded.keys() | inputs.keys() if recorded.get(key) != inputs.get(key))
         if differing:
             lines = [f"  {key}: it has {recorded.get(key)!r}, now {inputs.get(key)!r}" for key in differing]
-            raise CacheMismatchError(
+            raise OtherInputsError(
                 f"{folder} was made from other settings; remove it, or choose another run.output_dir:\n"
                 + "\n".join(lines)
             )

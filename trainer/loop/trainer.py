@@ -31,7 +31,7 @@ from cache_builder.capture.losses import Sequences, corpus_losses
 from cache_builder.data.batches import Batching
 from cache_builder.data.batching import BATCH_KEYS, Batch
 from cache_builder.data.corpus import Corpus
-from cache_builder.errors import TrainingError
+from cache_builder.errors import DivergedError, TrainingError
 from cache_builder.memory import peak_memory_mib, peaks_mib, reset_peak_memory
 from cache_builder.models.packed import packing_of
 from cache_builder.targets.divergences import DIVERGENCES
@@ -241,7 +241,7 @@ class SequenceTrainer(ResumingTrainer):
         if not torch.isfinite(output.loss):
             self._read_no_further()  # the names lie where the batches are read from
             names = [self.rows.sample_ids[row] for row in inputs["rows_B"].tolist()]
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {output.loss.item()} at step {self.state.global_step}, in a batch of the examples "
                 f"{', '.join(map(repr, names))}; look at these, lower the learning rate, or use a wider dtype"
             )

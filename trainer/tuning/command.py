@@ -48,7 +48,7 @@ def tune(
     from trainer.run import until_distillation
     from trainer.tuning.grid import Part, cells_of, default_grid, parse_grid
     from trainer.tuning.page import cautions, cost_of, facts_of, records_of, table_of, write_grid
-    from trainer.tuning.tune import best_of
+    from trainer.tuning.tune import Grid, best_of
     from trainer.tuning.tune import tune as train_all
 
     spoken = is_main_process() and manner() == "text"
@@ -60,17 +60,17 @@ def tune(
         raise ConfigError("teacher.checkpoints lists finished checkpoints, so there is no teacher to tune")
     get_method(method)
     cells = cells_of(experiment, which, parse_grid(options) or default_grid(experiment, which))
+    grid = Grid(experiment, which, method)
     if is_main_process():
         cost = cost_of(experiment, cells, which)
         say("tuning", cost, part=part, cells=[dict(cell.values) for cell in cells], cost=cost)
     if dry_run:
         return
-    folder = experiment.output_dir / "tune" / part
-    with only_run_in(folder, f"tuning the {part}"):
+    with only_run_in(grid.folder, f"tuning the {part}"):
         prepared = Prepared(experiment)
         cache = until_distillation(experiment, prepared, console) if which == "distill" else None
-        results = train_all(experiment, which, cells, prepared, cache, method, _say_tried)
-        paths = on_main_process(lambda: write_grid(folder, experiment, which, results)) or []
+        results = train_all(grid, cells, prepared, cache, _say_tried)
+        paths = on_main_process(lambda: write_grid(grid, results)) or []
     console.print(table_of(records_of(results), f"{part}: held-out data alone"))
     said = cautions(results)
     for line in (*said, *(str(path) for path in paths)):

@@ -60,6 +60,12 @@ def section_of(experiment: Experiment, part: Part) -> TrainingConfig:
     return experiment.distill if part == "distill" else getattr(experiment.sft, part)
 
 
+def steps_of(cell: Cell, part: Part, sequences: int, stages: int) -> int:
+    """Return the optimizer steps of a cell on so many sequences; a fine-tuning has one stage."""
+    section = section_of(cell.experiment, part)
+    return stages * section.steps(sequences, getattr(section, EPOCHS[part]))
+
+
 def parse_grid(options: Sequence[str]) -> dict[str, list[Any]]:
     """Read `field=value,value,…`, values as in TOML, else strings.
 

@@ -22,7 +22,7 @@ from trainer.report.plots.style import is_narrow, plain, render, series_style
 from trainer.report.tables import DataTable, Record, write_csv
 from trainer.tuning.grid import EPOCHS, SECTIONS, Cell, Part, section_of
 from trainer.tuning.race import FROM_SHARE, IN_A_ROW, PACE, still_falling
-from trainer.tuning.tune import Result, best_of
+from trainer.tuning.tune import Grid, Result, best_of
 
 
 def cost_of(experiment: Experiment, cells: Sequence[Cell], part: Part) -> str:
@@ -48,6 +48,8 @@ def cost_of(experiment: Experiment, cells: Sequence[Cell], part: Part) -> str:
 def line_of(result: Result) -> str:
     """Say in a line what became of a cell."""
     values = ", ".join(f"{field} {_shown(value)}" for field, value in result.cell.values.items()) or "as the config is"
+    if result.diverged:
+        return f"{values}: diverged, its loss was no number"
     metric = "" if result.best_metric is None else f", metric {result.best_metric:.4f}"
     share = result.history.shares()[-1]
     ended = f"stopped at {share:.0%} of its steps" if result.stopped else f"{result.history.total_steps:,} steps"
@@ -63,22 +65,24 @@ def facts_of(result: Result) -> dict[str, Any]:
         "step": result.best_step,
         "steps": result.history.total_steps,
         "stopped": result.stopped,
+        "diverged": result.diverged,
     }
 
 
 def records_of(results: Sequence[Result]) -> list[Record]:
-    """Return the table's rows, the best first and those that were stopped last."""
+    """Return the table's rows, the best first and those that were stopped or diverged last."""
+    best = best_of(results)
     judged_by_metric = any(result.best_metric is not None for result in results)
-    ordered = sorted(results, key=lambda result: (result.stopped, *(-each for each in result.score)))
+    ordered = sorted(results, key=lambda one: (one.diverged, one.stopped, *(-each for each in one.score)))
     return [
         {
             **{field: _shown(value) for field, value in result.cell.values.items()},
-            "held-out loss": result.best_loss,
+            "held-out loss": None if result.diverged else result.best_loss,
             **({"metric": result.best_metric} if judged_by_metric else {}),
             "best step": result.best_step,
             "steps": result.history.total_steps,
             "seconds": result.seconds,
-            "note": "; ".join(_notes(result, results)),
+            "note": "; ".join(_notes(result, best)),
         }
         for result in ordered
     ]
@@ -92,13 +96,17 @@ def table_of(records: Sequence[Record], title: str) -> Table:
     return table
 
 
-def write_grid(folder: Path, experiment: Experiment, part: Part, results: Sequence[Result]) -> list[Path]:
-    """Write grid.csv, grid.png and best.toml, and return their paths."""
+def write_grid(grid: Grid, results: Sequence[Result]) -> list[Path]:
+    """Write grid.csv, grid.png and best.toml, and return their paths.
+
+    Raises:
+        TrainingError: no cell is the best.
+    """
     best = best_of(results)
-    paths = [folder / name for name in ("grid.csv", "grid.png", "best.toml")]
+    paths = [grid.folder / name for name in ("grid.csv", "grid.png", "best.toml")]
     write_csv(paths[0], DataTable("grid", "The grid", records_of(results)))
-    paths[1].write_bytes(render("grid", lambda width: _draw(results, SECTIONS[part], width)).png)
-    save_experiment(best.cell.experiment.model_copy(update={"run": experiment.run}), paths[2])
+    paths[1].write_bytes(render("grid", lambda width: _draw(results, SECTIONS[grid.part], width)).png)
+    save_experiment(best.cell.experiment.model_copy(update={"run": grid.experiment.run}), paths[2])
     return paths
 
 
@@ -115,8 +123,10 @@ def cautions(results: Sequence[Result]) -> list[str]:
     return said
 
 
-def _notes(result: Result, results: Sequence[Result]) -> list[str]:
-    notes = ["best"] if result is best_of(results) else []
+def _notes(result: Result, best: Result) -> list[str]:
+    if result.diverged:
+        return ["diverged"]
+    notes = ["best"] if result is best else []
     notes += [f"stopped at {result.history.shares()[-1]:.0%}"] if result.stopped else []
     return notes + (["still falling"] if not result.stopped and still_falling(result.history) else [])
 
@@ -132,7 +142,8 @@ def _draw(results: Sequence[Result], section: str, width: float) -> Figure:
     for result in _sorted(results, first):
         name = ", ".join(f"{field} {_shown(value)}" for field, value in result.cell.values.items() if field != first)
         lines.setdefault(name, []).append(result)
-    for index, (name, line) in enumerate(lines.items()):
+    for index, (name, cells) in enumerate(lines.items()):
+        line = [result for result in cells if not result.diverged]
         x = [values.index(_shown(result.cell.values.get(first))) for result in line]
         style = series_style(index)
         axes.plot(x, [result.best_loss for result in line], label=plain(name), **style)  # type: ignore[arg-type]

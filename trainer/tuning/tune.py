@@ -1,28 +1,32 @@
 """Train the cells of a grid one after another from one cache, stop the hopeless, and name the best by validation data.
 
 tune/<part>/<digest>/          a run folder of its own; its weights are removed once it is judged
-tune/<part>/<digest>/result.json        values, held-out losses, best loss and metric, whether it was stopped; sealed
+tune/<part>/<digest>/…/inputs.json      what its training was made from: never taken for another model's
+tune/<part>/<digest>/result.json        values, held-out losses, best loss and metric, how it ended; sealed
 tune/<part>/grid.csv  grid.png  best.toml     the table, the plot, and the config with the best values for every method
 
 The test examples are neither answered nor scored here.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cache_builder.cache.reader import Cache
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import ConfigError
-from cache_builder.steps import STAGE_FILE, read_record, write_record
+from cache_builder.errors import ConfigError, DivergedError, OtherInputsError, TrainingError
+from cache_builder.steps import STAGE_FILE, finish_stage, read_record, write_record
 from trainer.config import Experiment
-from trainer.processes import on_main_process
+from trainer.loop.settings import Watch
+from trainer.processes import on_main_process, process_count
 from trainer.stages.distill import distill
 from trainer.stages.sft import fine_tune
-from trainer.tuning.grid import Cell, Part
+from trainer.tuning.grid import Cell, Part, steps_of
 from trainer.tuning.race import History, is_hopeless
 
 RESULT = "result.json"
@@ -45,11 +49,17 @@ class Result:
     cell: Cell
     history: History
     best_loss: float
-    best_step: int
+    """∞ where it diverged."""
+    best_step: int | None
     best_metric: float | None
     seconds: float | None
-    """Of its training; None where it was stopped."""
+    """Of its training; None where that did not come to its end."""
     stopped: bool
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss was no number at some step."""
+        return math.isinf(self.best_loss)
 
     @property
     def score(self) -> tuple[float, float]:
@@ -57,36 +67,74 @@ class Result:
         return (self.best_metric if self.best_metric is not None else 0.0, -self.best_loss)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What the cells of one grid share, and where each lies."""
+
+    experiment: Experiment
+    part: Part
+    method: str = "td"
+
+    @property
+    def folder(self) -> Path:
+        return self.experiment.output_dir / "tune" / self.part
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.distill.seeds[0]
+
+    def own(self, cell: Cell) -> Path:
+        """Return a cell's run folder."""
+        return self.folder / cell.digest(self.part, self.method, self.seed)
+
+    def trained(self, cell: Cell) -> Path:
+        """Return the folder of a cell's training, a stage."""
+        return self.own(cell) / (f"distill/{self.method}/seed-{self.seed}" if self.part == "distill" else self.part)
+
+    def is_done(self, cell: Cell) -> bool:
+        """Say whether a cell has a result; its stage is then complete, also where the training was not."""
+        return (self.own(cell) / RESULT).is_file() and (self.trained(cell) / STAGE_FILE).is_file()
+
+
 def best_of(results: Sequence[Result]) -> Result:
-    """Return the best cell of those that were trained to their end; of equals the first."""
-    return max((result for result in results if not result.stopped), key=lambda result: result.score)
+    """Return the best cell of those that were trained to their end; of equals the first.
+
+    Raises:
+        TrainingError: all have diverged.
+    """
+    finished = [result for result in results if not result.stopped and not result.diverged]
+    if not finished:
+        raise TrainingError(
+            f"all {len(results)} cells diverged, so none is the best; try lower learning rates, or a wider dtype"
+        )
+    return max(finished, key=lambda result: result.score)
 
 
 def tune(
-    experiment: Experiment,
-    part: Part,
+    grid: Grid,
     cells: Sequence[Cell],
     prepared: Prepared,
     cache: Cache | None,
-    method: str = "td",
     told: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """Train every cell, those that are done excepted, and return what became of each; `told` hears of each.
 
     Raises:
         ConfigError: nothing is held out, so no cell could be judged.
+        OtherInputsError: a cell that is done was made from another model, corpus or cache, or by other processes.
     """
     if prepared.validation is None:
         raise ConfigError("nothing is held out, so no setting can be judged; give data.validation, or a fraction")
-    folder, seed = experiment.output_dir / "tune" / part, experiment.distill.seeds[0]
+    for cell in filter(grid.is_done, cells):  # all of them before one is trained for hours
+        _check(grid, cell, prepared, cache)
     results: list[Result] = []
     for cell in cells:
-        finished = [result for result in results if not result.stopped]
+        finished = [result for result in results if not result.stopped and not result.diverged]
         leader = min(finished, key=lambda result: result.best_loss).history if finished else None
-        own = folder / cell.digest(part, method, seed)
-        if not (own / RESULT).is_file():
-            _train(experiment, cell, part, own, prepared, cache, method, seed, leader)
-        results.append(read_result(own, cell))
+        on_main_process(partial(_reopen, grid, cell, leader))
+        if not grid.is_done(cell):
+            _train(grid, cell, prepared, cache, leader)
+        results.append(read_result(grid.own(cell), cell))
         told(results[-1])
     return results
 
@@ -101,20 +149,27 @@ def read_result(folder: Path, cell: Cell) -> Result:
     kept = value.pop("history")
     history = History(tuple(kept["steps"]), tuple(kept["losses"]), kept["total_steps"])
     value.pop("values")
-    return Result(cell, history, **value)
+    loss = value.pop("best_loss")
+    return Result(cell, history, best_loss=math.inf if loss is None else loss, **value)
 
 
-def _train(
-    experiment: Experiment,
-    cell: Cell,
-    part: Part,
-    own: Path,
-    prepared: Prepared,
-    cache: Cache | None,
-    method: str,
-    seed: int,
-    leader: History | None,
-) -> None:
+def _check(grid: Grid, cell: Cell, prepared: Prepared, cache: Cache | None) -> None:
+    """Refuse a finished cell that was made from something else, as its stage does; nothing is trained."""
+    try:
+        _run_stage(grid, cell, prepared, cache)
+    except OtherInputsError as error:
+        raise OtherInputsError(f"{error}\nremove {grid.folder} where no cell of it is of use any more") from None
+
+
+def _reopen(grid: Grid, cell: Cell, leader: History | None) -> None:
+    """Take back that a cell was stopped where that was by another grid's leader, and this one's would not."""
+    if grid.is_done(cell):
+        result = read_result(grid.own(cell), cell)
+        if result.stopped and not is_hopeless(result.history, leader):
+            (grid.trained(cell) / STAGE_FILE).unlink()
+
+
+def _train(grid: Grid, cell: Cell, prepared: Prepared, cache: Cache | None, leader: History | None) -> None:
     seen: list[History] = []
 
     def watch(log: Sequence[Mapping[str, Any]], total_steps: int) -> None:
@@ -122,28 +177,41 @@ def _train(
         if is_hopeless(seen[-1], leader):
             raise Hopeless
 
-    told = _own_experiment(experiment, cell, part, own, cache)
-    trained = own / (f"distill/{method}/seed-{seed}" if part == "distill" else part)
-    stopped = False
     try:
-        if part == "distill":
-            assert cache is not None
-            distill(told, method, seed, cache, prepared, watch)
-        else:
-            fine_tune(told, prepared, part, trained, watch=watch)
+        _run_stage(grid, cell, prepared, cache, watch)
     except Hopeless:
-        stopped = True
-    on_main_process(lambda: _record(own, trained, cell, seen[-1] if stopped else None))
+        on_main_process(lambda: _record_stopped(grid, cell, seen[-1]))
+    except DivergedError as error:
+        stages = len(cache.checkpoints) if cache is not None else 1
+        total_steps = steps_of(cell, grid.part, len(prepared.train), stages)
+        history = seen[-1] if seen else History((), (), total_steps)
+        if process_count() > 1:  # the others wait for this one in the middle of a step
+            _record_diverged(grid, cell, history)
+            raise TrainingError(f"{error}. That is this cell's result: give the same command again") from error
+        _record_diverged(grid, cell, history)
+    else:
+        on_main_process(lambda: _record_finished(grid, cell))
 
 
-def _own_experiment(experiment: Experiment, cell: Cell, part: Part, own: Path, cache: Cache | None) -> Experiment:
+def _run_stage(grid: Grid, cell: Cell, prepared: Prepared, cache: Cache | None, watch: Watch | None = None) -> None:
+    """Train a cell in its folder; where that is complete, only compare what it was made from."""
+    told = _own_experiment(grid, cell, cache)
+    if grid.part == "distill":
+        assert cache is not None
+        distill(told, grid.method, grid.seed, cache, prepared, watch)
+    else:
+        fine_tune(told, prepared, grid.part, grid.trained(cell), watch=watch)
+
+
+def _own_experiment(grid: Grid, cell: Cell, cache: Cache | None) -> Experiment:
     """Return the cell's experiment with a run folder of its own; a tuned teacher keeps one checkpoint, its last."""
-    on_main_process(lambda: _link(own, SHARED[part]))
+    own = grid.own(cell)
+    on_main_process(lambda: _link(own, SHARED[grid.part]))
     update: dict[str, Any] = {"run": cell.experiment.run.model_copy(update={"output_dir": str(own)})}
-    if part == "teacher":
+    if grid.part == "teacher":
         update["teacher"] = cell.experiment.teacher.model_copy(update={"checkpoints": 1})
     if cache is not None:
-        update["cache"] = cell.experiment.cache.model_copy(update={"path": experiment.cache_url})
+        update["cache"] = cell.experiment.cache.model_copy(update={"path": grid.experiment.cache_url})
     return cell.experiment.model_copy(update=update)
 
 
@@ -154,22 +222,30 @@ def _link(own: Path, names: Sequence[str]) -> None:
             (own / name).symlink_to(Path("..", "..", "..", name))
 
 
-def _record(own: Path, trained: Path, cell: Cell, stopped_at: History | None) -> None:
+def _record_finished(grid: Grid, cell: Cell) -> None:
+    log, stage = read_log(grid.trained(cell) / "log.json"), read_record(grid.trained(cell) / STAGE_FILE)
+    seconds = next((entry["train_runtime"] for entry in log if "train_runtime" in entry), None)
+    found = {key: stage.get(key) for key in ("best_step", "best_loss", "best_metric")}
+    _record(grid, cell, history_of(log, stage["steps"]), seconds=seconds, stopped=False, **found)
+
+
+def _record_stopped(grid: Grid, cell: Cell, history: History) -> None:
+    loss, step = min(zip(history.losses, history.steps, strict=True))
+    _record(grid, cell, history, best_step=step, best_loss=loss, best_metric=None, seconds=None, stopped=True)
+    finish_stage(grid.trained(cell), {"ended": "stopped"})
+
+
+def _record_diverged(grid: Grid, cell: Cell, history: History) -> None:
+    _record(grid, cell, history, best_step=None, best_loss=None, best_metric=None, seconds=None, stopped=False)
+    finish_stage(grid.trained(cell), {"ended": "diverged"})
+
+
+def _record(grid: Grid, cell: Cell, history: History, **found: Any) -> None:
     """Write what became of a cell, and remove its weights."""
-    if stopped_at is None:
-        log, stage = read_log(trained / "log.json"), read_record(trained / STAGE_FILE)
-        history = history_of(log, stage["steps"])
-        found = {key: stage.get(key) for key in ("best_step", "best_loss", "best_metric")}
-        seconds = next((entry["train_runtime"] for entry in log if "train_runtime" in entry), None)
-    else:
-        history, seconds = stopped_at, None
-        loss, step = min(zip(history.losses, history.steps, strict=True))
-        found = {"best_step": step, "best_loss": loss, "best_metric": None}
-    for child in trained.iterdir():
+    for child in grid.trained(cell).iterdir():
         if child.is_dir():
             shutil.rmtree(child)
-    told = {"values": cell.values, "history": asdict(history), "seconds": seconds, "stopped": stopped_at is not None}
-    write_record(own / RESULT, told | found)
+    write_record(grid.own(cell) / RESULT, {"values": cell.values, "history": asdict(history), **found})
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -179,6 +255,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def history_of(log: Sequence[Mapping[str, Any]], total_steps: int) -> History:
-    """Return the held-out losses of a log."""
-    judged = [entry for entry in log if "eval_loss" in entry]
+    """Return the held-out losses of a log; one that is no number is left out."""
+    judged = [entry for entry in log if math.isfinite(entry.get("eval_loss", math.inf))]
     return History(tuple(e["step"] for e in judged), tuple(e["eval_loss"] for e in judged), total_steps)

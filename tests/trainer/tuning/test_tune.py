@@ -11,16 +11,17 @@ from click.testing import CliRunner
 
 from cache_builder.config import load_experiment
 from cache_builder.data.prepare import Prepared
-from cache_builder.errors import ConfigError
+from cache_builder.errors import ConfigError, OtherInputsError, TrainingError
 from tests.support.toys import load_toy, write_toy
 from trainer.cli import main
-from trainer.config import Experiment
+from trainer.config import Experiment, LoraSection
 from trainer.loop.trainer import SequenceTrainer
-from trainer.tuning.grid import cells_of
-from trainer.tuning.page import cautions, cost_of, records_of, write_grid
-from trainer.tuning.tune import Result, best_of, tune
+from trainer.tuning.grid import Part, cells_of
+from trainer.tuning.page import cautions, cost_of, facts_of, line_of, records_of, table_of, write_grid
+from trainer.tuning.tune import Grid, Result, best_of, tune
 
 GRID = {"learning_rate": [1e-2, 1e-5], "epochs_per_stage": [2]}
+LORA = {"lora": LoraSection(r=2)}
 
 
 class Untouchable:
@@ -53,8 +54,10 @@ def test_a_grid_names_the_best_stops_the_hopeless_and_comes_out_the_same_when_it
     experiment, cache, prepared = toy("distill.save_steps=7")
     prepared.examples["test"] = Untouchable()
     cells = cells_of(experiment, "distill", GRID)
-    assert re.search(r"about \d+ s \(measured: 1 × (student|teacher)\)", cost_of(experiment, cells, "distill"))
-    results = tune(experiment, "distill", cells, prepared, cache)
+    assert re.search(
+        r"about [\d.]+ (?:s|min) \(measured: 1 × (student|teacher)\)", cost_of(experiment, cells, "distill")
+    )
+    results = tune(Grid(experiment, "distill"), cells, prepared, cache)
     assert best_of(results).cell.values["learning_rate"] == 1e-2
     assert [result.stopped for result in results] == [False, True]
     assert results[1].history.shares()[-1] < 1
@@ -78,13 +81,13 @@ def test_a_grid_names_the_best_stops_the_hopeless_and_comes_out_the_same_when_it
     kills, found = 0, None
     while found is None:
         try:
-            found = tune(again, "distill", cells_of(again, "distill", GRID), prepared, cache)
+            found = tune(Grid(again, "distill"), cells_of(again, "distill", GRID), prepared, cache)
         except Killed:
             kills += 1
     assert kills == 3
     assert shown(found) == shown(results)
 
-    paths = write_grid(again.output_dir / "tune" / "distill", again, "distill", found)
+    paths = write_grid(Grid(again, "distill"), found)
     best = load_experiment(Experiment, paths[-1])
     assert (best.distill.learning_rate, best.distill.epochs_per_stage) == (1e-2, 2)
     assert best.output_dir == again.output_dir and best.distill.methods == again.distill.methods
@@ -97,16 +100,96 @@ def test_a_fine_tuning_is_tuned_with_the_same_grid_and_leaves_no_weights(toy: Ca
     prepared.examples["test"] = Untouchable()
     for part in ("teacher", "student"):
         cells = cells_of(experiment, part, {"learning_rate": [3e-3], "num_train_epochs": [1, 2]})  # type: ignore[arg-type]
-        results = tune(experiment, part, cells, prepared, None)  # type: ignore[arg-type]
+        results = tune(Grid(experiment, part), cells, prepared, None)  # type: ignore[arg-type]
         assert results[1].best_loss < results[0].best_loss
         assert not list((experiment.output_dir / "tune" / part).rglob("*.safetensors"))
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once it is called, no step is trained any more."""
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a step was trained")
+
+    return lambda: monkeypatch.setattr(SequenceTrainer, "training_step", step)
+
+
+def test_a_finished_cell_of_another_model_is_refused_and_never_taken_for_this_ones(
+    toy: Callable[..., Any], untrained: Callable[[], None]
+) -> None:
+    experiment, cache, prepared = toy()
+    parts: list[tuple[Part, Any]] = [("teacher", None), ("student", None), ("distill", cache)]
+    for part, given in parts:
+        cells = cells_of(experiment, part, {"learning_rate": [3e-3]})
+        first = tune(Grid(experiment, part), cells, prepared, given)
+        assert shown(tune(Grid(experiment, part), cells, prepared, given)) == shown(first)
+    untrained()
+    for part, given in parts:
+        role = "teacher" if part == "teacher" else "student"
+        model = getattr(experiment, role)
+        for change in ({"model": experiment.teacher.model if role == "student" else experiment.student.model}, LORA):
+            other = experiment.model_copy(update={role: model.model_copy(update=change)})
+            cells = cells_of(other, part, {"learning_rate": [1e-3, 3e-3]})
+            with pytest.raises(OtherInputsError, match=rf"(?s)(?:model|start): it has.*remove .*/tune/{part} where"):
+                tune(Grid(other, part), cells, prepared, given)
+
+
+def test_a_cell_that_another_grids_leader_stopped_is_trained_to_its_end(
+    toy: Callable[..., Any], untrained: Callable[[], None]
+) -> None:
+    experiment, _, prepared = toy()
+
+    def tried(*rates: float) -> list[Result]:
+        cells = cells_of(experiment, "student", {"learning_rate": list(rates), "num_train_epochs": [4]})
+        return tune(Grid(experiment, "student"), cells, prepared, None)
+
+    first = tried(1e-2, 1e-5)
+    assert [result.stopped for result in first] == [False, True]
+    alone = tried(1e-5)
+    assert not alone[0].stopped and best_of(alone).history.shares()[-1] == 1.0
+    untrained()
+    assert shown(tried(1e-5, 1e-2)) == shown([*alone, first[0]])
+
+
+def test_a_cell_that_is_behind_this_grids_leader_too_stays_stopped(
+    toy: Callable[..., Any], untrained: Callable[[], None]
+) -> None:
+    experiment, _, prepared = toy()
+    grid = Grid(experiment, "student")
+    cells = cells_of(experiment, "student", {"learning_rate": [1e-2, 1e-5], "num_train_epochs": [4]})
+    first = tune(grid, cells, prepared, None)
+    untrained()
+    assert first[1].stopped and shown(tune(grid, cells, prepared, None)) == shown(first)
+
+
+def test_a_cell_that_diverges_is_recorded_and_never_the_best(
+    toy: Callable[..., Any], untrained: Callable[[], None]
+) -> None:
+    experiment, _, prepared = toy()
+    grid = Grid(experiment, "student")
+    cells = cells_of(experiment, "student", {"learning_rate": [1e30, 3e-3], "num_train_epochs": [1]})
+    results = tune(grid, cells, prepared, None)
+    assert [result.diverged for result in results] == [True, False] and best_of(results) is results[1]
+    assert results[0].history.losses == () and results[0].history.total_steps == 14
+    assert not list(grid.folder.rglob("*.safetensors"))
+    assert line_of(results[0]) == "learning_rate 1e+30, num_train_epochs 1: diverged, its loss was no number"
+    assert json.dumps(facts_of(results[0]), allow_nan=False)
+    records = records_of(results)
+    assert [record["note"] for record in records] == ["best", "diverged"] and records[1]["held-out loss"] is None
+    assert table_of(records, "").row_count == 2 and len(cautions(results)) >= 1
+    assert all(path.is_file() for path in write_grid(grid, results))
+    untrained()
+    assert shown(tune(grid, cells, prepared, None)) == shown(results)
+    with pytest.raises(TrainingError, match="all 1 cells diverged"):
+        write_grid(grid, results[:1])
 
 
 def test_without_held_out_data_nothing_can_be_judged(tmp_path: Path) -> None:
     experiment = load_toy(write_toy(tmp_path), "data.validation_fraction=0.0")
     cells = cells_of(experiment, "student", {"learning_rate": [1e-3]})
     with pytest.raises(ConfigError, match="nothing is held out, so no setting can be judged"):
-        tune(experiment, "student", cells, Prepared(experiment), None)
+        tune(Grid(experiment, "student"), cells, Prepared(experiment), None)
 
 
 def test_the_command_tells_the_cost_before_it_starts_and_refuses_by_name(tmp_path: Path) -> None:
