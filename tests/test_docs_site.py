@@ -41,6 +41,7 @@ def test_every_page_is_in_the_navigation_once(site: Path) -> None:
 def test_the_reference_has_settings_commands_and_functions(site: Path) -> None:
     pages = {page.stem: page.read_text() for page in (site / "docs" / "reference").iterdir()}
     assert "## `[sft.teacher]`" in pages["settings"] and "**`epochs_per_stage`**" in pages["settings"]
+    assert "**`save_strategy`**  \nset save_steps" in pages["settings"]
     assert "## footsteps cache build" in pages["commands"] and "--quick" in pages["commands"]
     assert (
         "### `trainer.loss.distillation_loss`" in pages["python"]

@@ -25,7 +25,7 @@ import tomli_w
 from tools.notebooks import notebook_page, run_notebook
 from trainer.cli import main as footsteps
 from trainer.config import Experiment
-from trainer.config_help import config_sections
+from trainer.config_help import OTHERS, config_sections, refused_arguments
 
 ROOT = Path(__file__).parents[1]
 FRONT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
@@ -176,11 +176,14 @@ def settings_page() -> str:
         lines += [f"## `[{path}]`" if path else "## Without a section", ""]
         for setting in found:
             lines += [f"**`{setting.name}`** — `{setting.type}`, {_code(setting.default)}  ", f"{setting.meaning}", ""]
+    lines += ["## Refused", "", OTHERS, ""]
+    for names, instead in refused_arguments():
+        lines += [f"**{', '.join(f'`{name}`' for name in names)}**  ", instead, ""]
     return "\n".join(lines)
 
 
 def _code(default: str) -> str:
-    return default if default == "required" else f"default `{default.removeprefix('default ')}`"
+    return default if default in ("required", "optional") else f"default `{default.removeprefix('default ')}`"
 
 
 def commands_page() -> str:

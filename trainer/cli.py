@@ -282,11 +282,13 @@ def export_lm_eval(folder: Path) -> None:
 
 @main.command("config")
 def config_help() -> None:
-    """List every setting with its type, default and meaning."""
-    from trainer.config import Experiment
+    """List every setting with its type, default and meaning.
+
+    Behind them, what of TrainingArguments is refused, and what to set instead.
+    """
     from trainer.config_help import describe_config
 
-    click.echo(describe_config(Experiment))
+    click.echo(describe_config())
 
 
 main.add_command(cache_commands)

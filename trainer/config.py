@@ -13,9 +13,9 @@ from cache_builder.config import CacheExperiment, InvalidKeyError, ModelConfig, 
 from cache_builder.targets.divergences import DIVERGENCES
 from cache_builder.targets.tail import SAMPLED, Kept, TailSetting, choose_tail
 from trainer.evaluation.tasks import EvaluateConfig, TaskConfig
-from trainer.methods.methods import get_method
+from trainer.methods.methods import METHOD_NAMES, get_method
 from trainer.processes import process_count
-from trainer.shrinking.rules import RULES
+from trainer.shrinking.rules import Rule
 from trainer.training_arguments import argument_types
 
 OURS = {
@@ -104,6 +104,17 @@ class LoraSection(Section):
     """Save plain models, with the adapters added to the weights, instead of adapters."""
 
 
+class TeacherLoraSection(LoraSection):
+    merge: Literal[False] = False
+
+    @field_validator("merge", mode="before")
+    @classmethod
+    def _checkpoints_stay_adapters(cls, merge: Any) -> Any:
+        if merge:
+            raise ValueError("only students are merged; a teacher's checkpoints are adapters that share their base")
+        return merge
+
+
 class StudentConfig(ModelConfig):
     lora: LoraSection | None = None
     """Train adapters instead of the weights."""
@@ -114,7 +125,7 @@ class ShrinkConfig(Section):
 
     layers: int = Field(ge=1)
     """How many of its layers stay."""
-    by: str = "influence"
+    by: Rule = "influence"
     """Which: "ends" (the first and the last), "influence" (those that change the hidden states most) or "loss" (take
     away those that the loss misses least, one after another)."""
     intermediate_size: int | None = Field(None, ge=1)
@@ -125,23 +136,10 @@ class ShrinkConfig(Section):
     sample_sequences: int = Field(64, ge=1)
     """Training sequences on which this is measured, and held-out ones on which the loss before and after is."""
 
-    @field_validator("by")
-    @classmethod
-    def _known_rule(cls, value: str) -> str:
-        if value not in RULES:
-            raise ValueError(f"there is no rule {value!r}; there are {', '.join(RULES)}")
-        return value
-
 
 class TunedTeacherConfig(TeacherConfig):
-    lora: LoraSection | None = None
+    lora: TeacherLoraSection | None = None
     """Fine-tune adapters; the checkpoints are then adapters of `model`, which the cache's builder loads once."""
-
-    @model_validator(mode="after")
-    def _checkpoints_stay_adapters(self) -> Self:
-        if self.lora and self.lora.merge:
-            raise ValueError("lora.merge is for students; a teacher's checkpoints are adapters that share their base")
-        return self
 
     def as_trained(self) -> ModelConfig:
         """Return the model, and its adapters if there are any, without what only says how checkpoints are loaded."""
@@ -249,8 +247,11 @@ class SftPair(Section):
 
 
 class DistillConfig(TrainingConfig):
-    methods: list[str] = Field(["sft", "td", "rkl", "taid", "cd", "scd", "td+aw", "scd+aw"], min_length=1)
-    """Which methods to train; trainer/methods/methods.py has the table."""
+    methods: list[str] = Field(
+        ["sft", "td", "rkl", "taid", "cd", "scd", "td+aw", "scd+aw"],
+        min_length=1,
+        description=f"Which methods to train, each {METHOD_NAMES} (docs/methods.md).",
+    )
     seeds: list[int] = Field([0], min_length=1)
     """One student per method and seed; a seed fixes row order, dropout and initialisation."""
     epochs_per_stage: int = Field(2, ge=1)

@@ -53,6 +53,10 @@ BASES = {
         Method("reach", "forward_kl", "reachable"),
     )
 }
+_ADAPTIVE = [key for key, row in WEIGHTINGS.items() if row.adaptive]
+_ENDINGS = " or ".join(f"+{key}" for key in _ADAPTIVE)
+METHOD_NAMES = f"one of {', '.join(BASES)}, any of them but sft followed by {_ENDINGS}, or hard-aw"
+"""Which names there are, for people."""
 
 
 def get_method(name: str) -> Method:
@@ -62,16 +66,12 @@ def get_method(name: str) -> Method:
         ConfigError: there is no such method, or its row names a key that a table does not have.
     """
     base, _, weighting = ("td", "", "hard-aw") if name == "hard-aw" else name.partition("+")
-    adaptive = [key for key, row in WEIGHTINGS.items() if row.adaptive]
     if (
         base not in BASES
-        or ("+" in name and weighting not in adaptive)
+        or ("+" in name and weighting not in _ADAPTIVE)
         or (weighting and BASES[base].divergence is None)
     ):
-        raise ConfigError(
-            f"method {name!r} is not known; expected one of {', '.join(BASES)}, any of them but sft followed by "
-            f"{' or '.join(f'+{key}' for key in adaptive)}, or hard-aw"
-        )
+        raise ConfigError(f"method {name!r} is not known; expected {METHOD_NAMES}")
     method = replace(BASES[base], name=name, weighting=weighting) if weighting else BASES[base]
     _check_row(method)
     return method

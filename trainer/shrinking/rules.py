@@ -10,7 +10,7 @@ removing each.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 class Source(Protocol):
@@ -57,5 +57,6 @@ def least_loss(source: Source, count: int) -> Choice:
     return Choice(kept, {"removed": removed})
 
 
-RULES: dict[str, Callable[[Source, int], Choice]] = {"ends": ends, "influence": most_influence, "loss": least_loss}
+Rule = Literal["ends", "influence", "loss"]
+RULES: dict[Rule, Callable[[Source, int], Choice]] = {"ends": ends, "influence": most_influence, "loss": least_loss}
 """By the name that `shrink.by` gives."""

@@ -152,5 +152,5 @@ def test_a_teacher_may_be_fine_tuned_by_adapters_whose_base_the_builder_loads_on
 
 
 def test_a_teacher_s_checkpoints_are_not_merged(toy: Any) -> None:
-    with pytest.raises(ConfigError, match=r"lora\.merge is for students"):
+    with pytest.raises(ConfigError, match=r"teacher\.lora\.merge: only students are merged"):
         toy("teacher.lora={merge=true}")

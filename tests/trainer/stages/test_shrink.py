@@ -170,7 +170,7 @@ def test_a_config_without_the_section_is_refused(make: Make) -> None:
 
 
 def test_an_unknown_rule_is_refused_with_those_there_are(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"shrink.by: there is no rule 'middle'; there are ends, influence, loss"):
+    with pytest.raises(ConfigError, match=r"shrink.by: Input should be 'ends', 'influence' or 'loss', got 'middle'"):
         make("shrink.by='middle'")
 
 
