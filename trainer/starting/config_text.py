@@ -19,6 +19,12 @@ from trainer.starting.rows import Found
 LINE = 110
 ANSWER_TOKENS = 512
 """Tokens of an answer at most, unless the user says more."""
+METHODS = {
+    "sft": "the control: as many steps without a teacher",
+    "td": "taught in every stage by the checkpoint with the lowest held-out loss (distill.best)",
+    "scd": "taught in each stage by the checkpoint that is good and near the student (docs/methods.md)",
+}
+""""Which method?" of docs/methods.md: what to begin with, and why."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Findings:
     """Settings of `[text]` with which every sampled row is rendered."""
     lengths: Lengths
     tasks: dict[str, TaskConfig]
+    adapters: str | None = None
+    """Why adapters of the teacher are fine-tuned, and not its weights, where they are."""
 
     @property
     def max_length(self) -> int:
@@ -54,7 +62,8 @@ class Findings:
         for name, task in self.tasks.items():
             kind = f"a choice of {len(task.choices)}" if task.choices else f"judged as {task.kind or 'exact answers'}"
             notes.append(f"task {name}: {kind}")
-        return [*notes, f"tokens: {_lengths(self)}"]
+        notes.append(f"tokens: {_lengths(self)}")
+        return notes if self.adapters is None else [*notes, f"teacher: {self.adapters}"]
 
 
 def config_text(found: Findings) -> str:
@@ -65,7 +74,8 @@ def config_text(found: Findings) -> str:
         *_data(found),
         *_text(found),
         *_tokenizer(found),
-        *_model("teacher", found.teacher, [("checkpoints", 4, "kept of its fine-tuning, evenly spaced; each teaches")]),
+        *_model("teacher", found.teacher, [("checkpoints", 4, "kept of its fine-tuning, evenly spaced")]),
+        *_adapters(found),
         *_model("student", found.student, []),
         *_training(found),
         *(line for name, task in found.tasks.items() for line in _task(name, task)),
@@ -128,25 +138,39 @@ def _model(role: str, model: ModelFacts, more: list[tuple[str, Any, str]]) -> li
     return _section(role, [*settings, *more])
 
 
+def _adapters(found: Findings) -> list[str]:
+    if found.adapters is None:
+        return []
+    return ["", "[teacher.lora]", *_comment(found.adapters), *_setting("r", 16, "rank of the adapters")]
+
+
 def _training(found: Findings) -> list[str]:
-    """Return learning rates: the defaults are for models that have been trained."""
+    """Return learning rates: the defaults are for models that have been trained, and for whole weights."""
     rates, kinds = {}, {}
     for role, model in (("teacher", found.teacher), ("student", found.student)):
         rates[role] = 5e-5 if model.has_weights else 3e-3
         kinds[role] = "" if model.has_weights else "for random weights"
+    if found.adapters is not None:
+        rates["teacher"], kinds["teacher"] = 2e-4, "adapters take more than whole weights do"
     lines = []
     for role in ("teacher", "student"):
         rate = ("learning_rate", rates[role], kinds[role])
         lines += _section(f"sft.{role}", [rate, ("num_train_epochs", 3, "")])
-    return lines + _section(
-        "distill",
-        [
-            ("methods", ["sft", "td", "scd+aw"], "the control, the last checkpoint alone, the paper's"),
-            ("seeds", [0], "a student for each; three show how much is chance"),
-            ("learning_rate", rates["student"], kinds["student"]),
-            ("epochs_per_stage", 1, "a stage for each checkpoint"),
-        ],
-    )
+    settings = [
+        ("seeds", [0], "a student for each; three show how much is chance"),
+        ("learning_rate", rates["student"], kinds["student"]),
+        ("epochs_per_stage", 2, "for each checkpoint; raise it until held-out losses stop falling"),
+    ]
+    methods = [f"  {f'{_toml(name)},':<8} # {why}" for name, why in METHODS.items()]
+    return [
+        *lines,
+        "",
+        "[distill]",
+        "methods = [",
+        *methods,
+        "]",
+        *(line for each in settings for line in _setting(*each)),
+    ]
 
 
 def _task(name: str, task: TaskConfig) -> list[str]:

@@ -4,7 +4,7 @@ rows ──▶ shape, columns ──▶ examples ──▶ template, lengths ─
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import load_splits
 from trainer.config import Experiment
 from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
+from trainer.planning.command import make_plan
+from trainer.planning.units import format_bytes, format_count
 from trainer.starting.config_text import Findings, config_text
 from trainer.starting.models import find_template, measure, model_facts, shared_tokenizer, trained_tokenizer
 from trainer.starting.rows import LOOKED_AT, Found, Places, look_at
@@ -24,6 +26,8 @@ CHOICES = 300
 TIMES_EACH = 5
 """How often each answer must occur on the average, for a task to be a choice between them."""
 SHORT_CHARACTERS = 110
+USUAL_GPU_BYTES = 24 << 30
+"""Of a teacher whose weights, gradients and moments take more, adapters are fine-tuned."""
 FREE_TEXT_WORDS = 12
 
 
@@ -63,12 +67,31 @@ def first_config(places: Places, teacher: str, student: str, output_dir: str) ->
         lengths=measure(tokenizer, sample, template),
         tasks={name: _task(examples) for name, examples in _by_task(splits, rows).items()},
     )
-    text = config_text(findings)
-    experiment = make_experiment(Experiment, tomllib.loads(text), (), "the config found")
+    experiment = _experiment(findings)
+    if models[0].has_weights and (why := _too_large(experiment)):
+        findings = replace(findings, adapters=why)
+        experiment = _experiment(findings)
     tasks = resolve_tasks(splits["test"], experiment.data.source, experiment.tasks)
     for example in splits["test"]:
         tasks[example["task"]].gold(example)
-    return FirstConfig(text, findings.notes())
+    return FirstConfig(config_text(findings), findings.notes())
+
+
+def _experiment(findings: Findings) -> Experiment:
+    return make_experiment(Experiment, tomllib.loads(config_text(findings)), (), "the config found")
+
+
+def _too_large(experiment: Experiment) -> str | None:
+    """Say what fine-tuning all of the teacher's weights would take, where a usual GPU does not hold it."""
+    plan = make_plan(experiment, {"positions": "1"})  # how many there are changes nothing here
+    memory = next(each for each in plan.memory() if each.name == "sft teacher")
+    kept = memory.weights + memory.gradients + memory.adam
+    if kept <= USUAL_GPU_BYTES:
+        return None
+    return (
+        f"fine-tuned are adapters: the teacher's own {format_count(plan.teacher.parameters)} weights, with their "
+        f"gradients and Adam's moments, would take {format_bytes(kept)}; where there is room for that, leave this out"
+    )
 
 
 def _spread(count: int) -> list[int]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from transformers import LlamaConfig
 
+from cache_builder.data.tokenizer import train_tokenizer
 from tests.support.toys import COLORS, write_toy
 from trainer.cli import main
 
@@ -141,6 +143,42 @@ def test_long_answers_are_judged_as_text(folder: Path) -> None:
     rows = [{"prompt": f"tell {index}", "completion": f"a long story of {index}\nwhich goes on"} for index in range(20)]
     train, test = write_jsonl(folder / "t.jsonl", rows), write_jsonl(folder / "u.jsonl", rows)
     assert written(init(train, test))["tasks"]["default"]["kind"] == "text"
+
+
+def write_pretrained(folder: Path, name: str, hidden_size: int, layers: int) -> str:
+    """Write what is read of a pretrained model: its config, its tokenizer, and the name of its weights' file."""
+    LlamaConfig(
+        vocab_size=328,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        dtype="bfloat16",
+    ).save_pretrained(folder / name)
+    train_tokenizer(["red green blue amber violet grey case"], 328, folder / name)
+    (folder / name / "model.safetensors").touch()
+    return name
+
+
+def test_of_a_teacher_that_no_usual_gpu_could_fine_tune_adapters_are_trained(folder: Path) -> None:
+    remove_toy(folder)
+    small = write_pretrained(folder, "small", 64, 2)
+    for teacher, lora in ((write_pretrained(folder, "large", 4096, 16), {"r": 16}), (small, None)):
+        result = init("train.jsonl", "test.jsonl", teacher=teacher, student=small)
+        config = written(result)
+        assert config["teacher"].get("lora") == lora
+        assert ("teacher: fine-tuned are adapters" in result.output) == (lora is not None)
+    assert config["sft"]["teacher"]["learning_rate"] == 5e-5
+
+
+def test_the_methods_are_those_that_the_methods_page_begins_with_and_each_says_why(folder: Path) -> None:
+    remove_toy(folder)
+    config = written(init("train.jsonl", "test.jsonl"))
+    assert config["distill"]["methods"] == ["sft", "td", "scd"]
+    assert config["distill"]["epochs_per_stage"] == 2
+    text = Path("experiment.toml").read_text()
+    for words in ('"td",    # taught in every stage by the checkpoint with the lowest held-out loss', "raise it until"):
+        assert words in text
 
 
 @pytest.mark.parametrize("source", ["pubmedqa", "jmed-llm", "clinc150", "snips"])
