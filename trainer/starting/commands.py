@@ -46,6 +46,12 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int
 @click.option("--test", metavar="TABLE", help="Rows that are never trained on; a benchmark has its own.")
 @click.option("--validation", metavar="TABLE", help="A tenth of the training rows unless given.")
 @click.option("--teacher", metavar="MODEL", help="The model that is fine-tuned and distilled: a folder or a hub id.")
+@click.option(
+    "--checkpoints",
+    metavar="DIR",
+    multiple=True,
+    help="A checkpoint of a teacher that is fine-tuned already, a model or adapters; repeated, oldest first.",
+)
 @click.option("--student", metavar="MODEL", help="The smaller one, with the same tokenizer.")
 @click.option("--prompt", metavar="TEXT", help='Of a table of columns, what is asked: "Note: {note}".')
 @click.option("--answer", metavar="COLUMN", help="Of a table of columns, the one that answers.")
@@ -57,7 +63,14 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int
     help="The config to write; its run will be runs/ and its name.",
 )
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def init(output: Path, force: bool, prompt: str | None, answer: str | None, **given: str | None) -> None:
+def init(
+    output: Path,
+    force: bool,
+    prompt: str | None,
+    answer: str | None,
+    checkpoints: tuple[str, ...],
+    **given: str | None,
+) -> None:
     """Look at rows and models, and write a first config that runs.
 
     What is not given is asked for; without a terminal to ask at it is refused.
@@ -74,7 +87,7 @@ def init(output: Path, force: bool, prompt: str | None, answer: str | None, **gi
     test = given["test"] or (None if has_own_test else _ask("test"))
     teacher, student = (given[role] or _ask(role) for role in ("teacher", "student"))
     places = Places(train, test, given["validation"], prompt, answer)
-    found = first_config(places, teacher, student, f"runs/{output.stem}")
+    found = first_config(places, teacher, student, f"runs/{output.stem}", checkpoints)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, found.text)
     for note in found.notes:

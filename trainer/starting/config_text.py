@@ -44,6 +44,8 @@ class Findings:
     """Settings of `[text]` with which every sampled row is rendered."""
     lengths: Lengths
     tasks: dict[str, TaskConfig]
+    checkpoints: tuple[str, ...] = ()
+    """Folders of the teacher's fine-tuning where that is done, oldest first."""
     adapters: str | None = None
     """Why adapters of the teacher are fine-tuned, and not its weights, where they are."""
 
@@ -74,7 +76,7 @@ def config_text(found: Findings) -> str:
         *_data(found),
         *_text(found),
         *_tokenizer(found),
-        *_model("teacher", found.teacher, [("checkpoints", 4, "kept of its fine-tuning, evenly spaced")]),
+        *_model("teacher", found.teacher, [_checkpoints(found)]),
         *_adapters(found),
         *_model("student", found.student, []),
         *_training(found),
@@ -138,6 +140,12 @@ def _model(role: str, model: ModelFacts, more: list[tuple[str, Any, str]]) -> li
     return _section(role, [*settings, *more])
 
 
+def _checkpoints(found: Findings) -> tuple[str, Any, str]:
+    if found.checkpoints:
+        return "checkpoints", list(found.checkpoints), "fine-tuned already, oldest first"
+    return "checkpoints", 4, "kept of its fine-tuning, evenly spaced"
+
+
 def _adapters(found: Findings) -> list[str]:
     if found.adapters is None:
         return []
@@ -153,7 +161,7 @@ def _training(found: Findings) -> list[str]:
     if found.adapters is not None:
         rates["teacher"], kinds["teacher"] = 2e-4, "adapters take more than whole weights do"
     lines = []
-    for role in ("teacher", "student"):
+    for role in ("student",) if found.checkpoints else ("teacher", "student"):
         rate = ("learning_rate", rates[role], kinds[role])
         lines += _section(f"sft.{role}", [rate, ("num_train_epochs", 3, "")])
     settings = [
@@ -161,7 +169,8 @@ def _training(found: Findings) -> list[str]:
         ("learning_rate", rates["student"], kinds["student"]),
         ("epochs_per_stage", 2, "for each checkpoint; raise it until held-out losses stop falling"),
     ]
-    methods = [f"  {f'{_toml(name)},':<8} # {why}" for name, why in METHODS.items()]
+    several = len(found.checkpoints) != 1  # with one checkpoint scd is td
+    methods = [f"  {f'{_toml(name)},':<8} # {why}" for name, why in METHODS.items() if name != "scd" or several]
     return [
         *lines,
         "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cache_builder.build.build import teacher_checkpoints
 from cache_builder.config import DataConfig, make_experiment
 from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import load_splits
@@ -16,7 +17,14 @@ from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
 from trainer.planning.command import make_plan
 from trainer.planning.units import format_bytes, format_count
 from trainer.starting.config_text import Findings, config_text
-from trainer.starting.models import find_template, measure, model_facts, shared_tokenizer, trained_tokenizer
+from trainer.starting.models import (
+    check_checkpoint,
+    find_template,
+    measure,
+    model_facts,
+    shared_tokenizer,
+    trained_tokenizer,
+)
 from trainer.starting.rows import LOOKED_AT, Found, Places, look_at
 
 MEASURED = 500
@@ -39,12 +47,18 @@ class FirstConfig:
     notes: list[str]
 
 
-def first_config(places: Places, teacher: str, student: str, output_dir: str) -> FirstConfig:
+def first_config(
+    places: Places, teacher: str, student: str, output_dir: str, checkpoints: tuple[str, ...] = ()
+) -> FirstConfig:
     """Return a config for the rows and models, checked against its schema, and its rows against its tasks.
+
+    `checkpoints` are folders of the teacher's fine-tuning where that is done, oldest first.
 
     Raises:
         UserError: rows, models and settings do not fit together; the message says which.
     """
+    for folder in checkpoints:
+        check_checkpoint(folder)
     rows = look_at(places)
     splits = load_splits(DataConfig.model_validate(rows.settings), seed=0)
     models = model_facts(teacher), model_facts(student)
@@ -66,9 +80,12 @@ def first_config(places: Places, teacher: str, student: str, output_dir: str) ->
         template=template,
         lengths=measure(tokenizer, sample, template),
         tasks={name: _task(examples) for name, examples in _by_task(splits, rows).items()},
+        checkpoints=checkpoints,
     )
     experiment = _experiment(findings)
-    if models[0].has_weights and (why := _too_large(experiment)):
+    if checkpoints:
+        teacher_checkpoints(experiment)
+    elif models[0].has_weights and (why := _too_large(experiment)):
         findings = replace(findings, adapters=why)
         experiment = _experiment(findings)
     tasks = resolve_tasks(splits["test"], experiment.data.source, experiment.tasks)

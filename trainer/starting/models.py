@@ -17,6 +17,7 @@ from cache_builder.data.chat import encode, encode_text
 from cache_builder.data.examples import Example, Split
 from cache_builder.data.tokenizer import load_tokenizer, resolve, tokenizer_fingerprint, train_tokenizer
 from cache_builder.errors import DataError, MissingError, ModelError, first_line
+from cache_builder.models.adapters import adapter_at
 from cache_builder.models.weights import has_weights
 from trainer.starting.rows import LOOKED_AT
 
@@ -81,6 +82,24 @@ def model_facts(location: str) -> ModelFacts:
         not here or has_weights(Path(name)),
         not here or any((Path(name) / file).is_file() for file in TOKENIZER_FILES),
     )
+
+
+def check_checkpoint(folder: str) -> None:
+    """Refuse what is no checkpoint of a teacher: a model with weights, or adapters that name their base.
+
+    Raises:
+        MissingError: there is no such folder.
+        ModelError: it holds neither.
+    """
+    if not Path(folder).is_dir():
+        raise MissingError(f"--checkpoints {folder}: no such folder; a hub id can be written into teacher.checkpoints")
+    if adapter_at(folder, None) is None and not (
+        (Path(folder) / "config.json").is_file() and has_weights(Path(folder))
+    ):
+        raise ModelError(
+            f"--checkpoints {folder}: expected a model, config.json and *.safetensors, or adapters with their "
+            "adapter_config.json; name the folder of one checkpoint"
+        )
 
 
 def shared_tokenizer(teacher: ModelFacts, student: ModelFacts) -> PreTrainedTokenizerBase | None:

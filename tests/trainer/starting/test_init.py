@@ -171,6 +171,34 @@ def test_of_a_teacher_that_no_usual_gpu_could_fine_tune_adapters_are_trained(fol
     assert config["sft"]["teacher"]["learning_rate"] == 5e-5
 
 
+def test_a_teacher_that_is_fine_tuned_already_is_its_checkpoints(folder: Path) -> None:
+    remove_toy(folder)
+    base = write_pretrained(folder, "base", 64, 2)
+    (folder / "adapters").mkdir()
+    (folder / "adapters" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    given = ("--checkpoints", write_pretrained(folder, "step-1", 64, 2), "--checkpoints", "adapters")
+    config = written(init("train.jsonl", "test.jsonl", *given, teacher=base, student=base))
+    assert config["teacher"]["checkpoints"] == ["step-1", "adapters"]
+    assert "teacher" not in config["sft"] and "lora" not in config["teacher"]
+    assert "scd" in config["distill"]["methods"]
+    config = written(init("train.jsonl", "test.jsonl", *given[:2], teacher=base, student=base))
+    assert config["distill"]["methods"] == ["sft", "td"], "with one checkpoint scd is td"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("nowhere/step-1", "--checkpoints nowhere/step-1: no such folder"),
+        ("empty", "--checkpoints empty: expected a model"),
+        ("teacher-init", "--checkpoints teacher-init: expected a model"),
+    ],
+)
+def test_a_checkpoint_that_is_no_model_is_refused_by_name(checkpoint: str, message: str, folder: Path) -> None:
+    remove_toy(folder)
+    (folder / "empty").mkdir()
+    assert message in refused(init("train.jsonl", "test.jsonl", "--checkpoints", checkpoint))
+
+
 def test_the_methods_are_those_that_the_methods_page_begins_with_and_each_says_why(folder: Path) -> None:
     remove_toy(folder)
     config = written(init("train.jsonl", "test.jsonl"))
