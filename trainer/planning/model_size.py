@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache_builder.config import expand
 from cache_builder.errors import MissingError, ModelError, UserError
 from trainer.config import ShrinkConfig
 from trainer.planning.units import parse_number
@@ -22,7 +23,10 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?[KMBT]?", re.IGNORECASE)
 _IN_A_NAME = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[BM](?![A-Za-z0-9])", re.IGNORECASE)
 HEAD_DIM, DEFAULT_VOCABULARY = 128, 128_256
 CONFIG = "config.json"
+GUESSED = "guessed from the number in its name"
 GGUF = ".gguf"
+SMOLLM2 = "SmolLM2-135M-Instruct"
+"""What tools/get_smollm2.py calls its folder."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ModelSize:
     attention: int
     """heads · head_dim, the sum over all layers."""
     origin: str
-    """Where the sizes are from: "config.json", "its name (assumed shape)", …"""
+    """Where the sizes are from: CONFIG, GUESSED, …"""
 
     @property
     def head(self) -> int:
@@ -76,10 +80,10 @@ def shrunk_size(location: str, shrink: ShrinkConfig, vocabulary: int | None = No
 
 
 def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
-    """Return the size of a model: a folder or its config.json, a hub id that is on this disk, or a number such as 8B.
+    """Return the size of a model: a folder or its config.json, a hub id, or a number such as 8B.
 
-    A hub id that is not here is taken by the number in its name, where it has one; nothing is downloaded, no weights
-    are read.
+    A hub id whose config.json is not on this disk is guessed from the number in its name, where it has one; nothing is
+    downloaded, no weights are read.
 
     Args:
         vocabulary: the tokenizer's size, where it is known to be below that of the head.
@@ -92,26 +96,40 @@ def model_size(location: str, vocabulary: int | None = None) -> ModelSize:
         return _by_parameters(location, location, vocabulary, "given, its shape assumed")
     if folder := _config_folder(location):
         return _by_config(location, folder, vocabulary, CONFIG)
-    if location.count("/") == 1 and not location.startswith((".", "/")):
-        in_name = _IN_A_NAME.search(location.partition("@")[0].partition("/")[2])
-        if in_name:
-            return _by_parameters(location, in_name[0], vocabulary, "the number in its name, shape assumed")
+    in_name = _IN_A_NAME.search(location.partition("@")[0].partition("/")[2]) if _may_be_at_the_hub(location) else None
+    if in_name:
+        return _by_parameters(location, in_name[0], vocabulary, GUESSED)
     raise MissingError(
-        f"the size of model {location!r} is not known here: no config.json in a folder of that name and no number in "
-        "it; give --teacher or --student a folder, a config.json, or a number of parameters such as 8B"
+        f"the size of model {location!r} is not known here: {_lacking(location)}; give --teacher or --student a "
+        "folder, a config.json, or a number of parameters such as 8B"
     )
+
+
+def _may_be_at_the_hub(location: str) -> bool:
+    return location.count("/") == 1 and not location.startswith((".", "/"))
+
+
+def _lacking(location: str) -> str:
+    """Say why nothing is known of a model's size."""
+    if Path(location).is_dir():
+        return "its folder has no config.json"
+    if Path(location).name == SMOLLM2:
+        return "there is no such folder; `python -m tools.get_smollm2` makes it, in a clone of this project"
+    if _may_be_at_the_hub(location):
+        return "there is no such folder, its config.json is not in the hub's cache, and there is no number in its name"
+    return "there is no such folder"
 
 
 def _config_folder(location: str) -> str | None:
     """Return the folder of a model's config.json, or the .gguf file that has one, where it is on this disk."""
-    path = Path(location)
+    path = Path(expand(location))
     if path.suffix == GGUF and path.is_file():
-        return location
+        return str(path)
     if path.name == "config.json":
         path = path.parent
     if (path / "config.json").is_file():
         return str(path)
-    if location.count("/") == 1 and not location.startswith((".", "/")):
+    if _may_be_at_the_hub(location):
         name, _, revision = location.partition("@")
         return _on_this_disk(name, revision or None)
     return None

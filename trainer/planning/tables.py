@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cache_builder.cache.reader import DEFAULT_MEMORY_BYTES
 from cache_builder.format.size import ArraySize, recommended_layout
+from trainer.planning.model_size import GUESSED, ModelSize
 from trainer.planning.plan import FORWARD, TRAINING, Plan, Stage
 from trainer.planning.rates import Rate
 from trainer.planning.units import format_bytes, format_count, format_hours
@@ -57,9 +58,14 @@ def plan_tables(plan: Plan, rates: Rates) -> RenderableType:
 
 
 def notes(plan: Plan) -> list[str]:
-    """Say which settings of the cache do not fit its size."""
+    """Say which models' sizes are guessed, and which settings of the cache do not fit its size."""
     size, window_chunks = plan.cache, plan.experiment.distill.window_chunks
-    said = []
+    said = [
+        f"{role} {model.name}: parameters, layers and vocabulary are guessed from the number in its name, as neither "
+        f"a folder nor the hub's cache has its config.json; get it by `hf download {_hub_id(model)} config.json`"
+        for role, model in (("teacher", plan.teacher), ("student", plan.student))
+        if model.origin == GUESSED
+    ]
     shard, chunk = recommended_layout(size.positions)
     if (shard, chunk) > (size.shard_positions, size.chunk_positions):
         said.append(
@@ -76,6 +82,10 @@ def notes(plan: Plan) -> list[str]:
     if size.ledger_bytes > 2**30:
         said.append(f"opening the cache reads {format_bytes(size.ledger_bytes)} of JSON ledgers in every process")
     return said
+
+
+def _hub_id(model: ModelSize) -> str:
+    return model.name.partition("@")[0]
 
 
 def _models(plan: Plan) -> Table:

@@ -101,6 +101,14 @@ def test_settings_that_do_not_fit_the_size_are_noted() -> None:
     assert as_json("--teacher", "1B", "--student", "100M", "--positions", "1e7")["notes"] == []
 
 
+def test_a_size_that_is_guessed_from_a_name_is_said_to_be() -> None:
+    sizes = ("--teacher", "someone/Thing-8B@main", "--student", "3B", "--positions", "1e9")
+    assert [note.partition(":")[0] for note in as_json(*sizes)["notes"]] == ["teacher someone/Thing-8B@main"]
+    printed = " ".join(footsteps("plan", *sizes).output.split())
+    assert "note: teacher someone/Thing-8B@main: parameters, layers and vocabulary are guessed" in printed
+    assert "`hf download someone/Thing-8B config.json`" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.shrinkable import tiny
 from trainer.config import ShrinkConfig
 from trainer.loss.fused import distillation_loss
-from trainer.planning.model_size import ModelSize, model_size, shrunk_size
+from trainer.planning.model_size import GUESSED, ModelSize, model_size, shrunk_size
 from trainer.shrinking.cut import cut
 
 MODELS = sorted([*ROOT.glob("configs/models/*"), *ROOT.glob("trainer/starting/models/*")])
@@ -135,15 +135,42 @@ def test_a_number_is_taken_apart_so_that_nothing_is_lost() -> None:
     assert model_size("8B", 32_000).vocabulary == 32_000
 
 
-def test_a_hub_id_that_is_not_here_is_taken_by_the_number_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_that_is_not_here_is_guessed_from_the_number_in_its_name() -> None:
     size = model_size("someone/Llama-9.3-70B-Instruct@main")
-    assert (size.parameters, "name" in size.origin) == (70e9, True)
+    assert (size.parameters, size.origin) == (70e9, GUESSED)
     assert model_size("someone/Thing-1.7b").parameters == 1.7e9
 
 
-@pytest.mark.parametrize("location", ["someone/base", "no/such/folder", "./there", "someone/v2Big"])
-def test_a_model_of_unknown_size_is_refused_with_what_to_give(location: str) -> None:
-    with pytest.raises(MissingError, match="a number of parameters such as 8B"):
+def test_a_hub_id_whose_config_is_in_the_hub_s_cache_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--Llama-70B"
+    tiny("llama").save_pretrained(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    size = model_size("someone/Llama-70B")
+    assert (size.parameters, size.layers, size.origin) == (tiny("llama").num_parameters(), 5, "config.json")
+
+
+def test_a_folder_may_begin_with_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("llama").save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("HERE", str(tmp_path))
+    assert model_size("$HERE/model").layers == 5
+
+
+@pytest.mark.parametrize(
+    ("location", "lacking"),
+    [
+        ("someone/base", "not in the hub's cache, and there is no number in its name"),
+        ("someone/v2Big", "not in the hub's cache, and there is no number in its name"),
+        ("no/such/folder", "there is no such folder;"),
+        ("./there", "there is no such folder;"),
+        ("runs/models/SmolLM2-135M-Instruct", "no such folder; `python -m tools.get_smollm2` makes it, in a clone"),
+    ],
+)
+def test_a_model_of_unknown_size_is_refused_with_what_to_give(location: str, lacking: str) -> None:
+    with pytest.raises(MissingError, match=f"{lacking}.*a number of parameters such as 8B"):
         model_size(location)
 
 
