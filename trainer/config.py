@@ -16,7 +16,7 @@ from trainer.evaluation.tasks import EvaluateConfig, TaskConfig
 from trainer.methods.methods import METHOD_NAMES, get_method
 from trainer.processes import process_count
 from trainer.shrinking.rules import Rule
-from trainer.training_arguments import argument_types
+from trainer.training_arguments import argument_types, scheduler_names
 
 OURS = {
     "output_dir": "run.output_dir",
@@ -85,6 +85,9 @@ OURS = {
 UNCLEARED = ("adagrad", "lomo", "adalomo")
 """Optimizers that clearing the state would not start anew, besides those with one for each weight (`…_layerwise`): sums
 made once, or steps within the backward pass, of each micro-batch by itself."""
+
+BY_THE_LOSS = ("reduce_lr_on_plateau", "greedy")
+"""Shapes of the learning rate that are no function of the step, so that they cannot start again at each stage."""
 
 Selection = Literal["loss", "metric"]
 
@@ -185,6 +188,15 @@ class TrainingConfig(Section):
     """Steps between entries of the log."""
     report_to: list[str] = Field([])
     """Where the log goes besides the run folder: "tensorboard", "wandb", …"""
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _known_shape(cls, value: str) -> str:
+        if value != "cosine":  # which needs no look into transformers, as a small install has none
+            names = [name for name in scheduler_names() if name not in BY_THE_LOSS]
+            if value not in names:
+                raise ValueError(f"there is no {value!r} that follows the step alone; there are {', '.join(names)}")
+        return value
 
     @model_validator(mode="after")
     def _training_arguments(self) -> Self:

@@ -1,4 +1,4 @@
-"""The fields of transformers' TrainingArguments and their types, read from its source.
+"""The fields of transformers' TrainingArguments and their types, and its schedulers' names, read from its source.
 
     class TrainingArguments:
         bf16: bool = field(…)                  ─▶   {"bf16": bool,
@@ -23,16 +23,34 @@ def argument_types() -> dict[str, Any]:
     Raises:
         ModuleNotFoundError: transformers is not installed.
     """
+    return {
+        node.target.id: _type_of(node.annotation)
+        for node in _body_of("training_args.py", "TrainingArguments")
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+@cache
+def scheduler_names() -> list[str]:
+    """Return what `lr_scheduler_type` may be.
+
+    Raises:
+        ModuleNotFoundError: transformers is not installed.
+    """
+    return [
+        node.value.value
+        for node in _body_of("trainer_utils.py", "SchedulerType")
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+
+
+def _body_of(file: str, name: str) -> list[ast.stmt]:
+    """Return the statements of a class in one of transformers' files."""
     found = importlib.util.find_spec("transformers")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("transformers is not installed", name="transformers")
-    tree = ast.parse((Path(found.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return {
-        node.target.id: _type_of(node.annotation)
-        for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    tree = ast.parse((Path(found.origin).parent / file).read_text(encoding="utf-8"))
+    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 def _type_of(annotation: ast.expr) -> Any:

@@ -62,6 +62,11 @@ def test_a_minimal_experiment_has_the_designs_defaults(tmp_path: Path) -> None:
         ('distill.optim="galore_adamw_layerwise"', "'galore_adamw_layerwise' cannot be cleared"),
         ('distill.optim="adagrad"', "distill.optim: 'adagrad' cannot be cleared"),
         ('distill.optim="adalomo"', "distill.optim: 'adalomo' cannot be cleared"),
+        (
+            'distill.lr_scheduler_type="cosin"',
+            "there is no 'cosin' that follows the step alone; there are linear, cosine,",
+        ),
+        ('sft.teacher.lr_scheduler_type="greedy"', "sft.teacher.lr_scheduler_type: there is no 'greedy' that follows"),
         ("distill.label_smoothing_factor=0.1", "distill.label_smoothing_factor"),
         ("distill.auto_find_batch_size=true", "set per_device_train_batch_size"),
         ("distill.per_device_eval_batch_size=8", "eval_batch_tokens"),

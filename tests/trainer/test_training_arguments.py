@@ -4,9 +4,9 @@ import typing
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
-from trainer.training_arguments import argument_types
+from trainer.training_arguments import argument_types, scheduler_names
 
 VALUES = [True, 3, 0.5, "fused", None, ["q_proj"], {"skip": True}, "x"]
 
@@ -28,6 +28,10 @@ def test_each_field_takes_and_refuses_what_the_classs_own_type_does() -> None:
     for name, kind in argument_types().items():
         if name not in ("parallelism_config", "debug"):  # a class and an enumeration of transformers' own
             assert [accepts(kind, value) for value in VALUES] == [accepts(hints[name], value) for value in VALUES], name
+
+
+def test_the_source_has_the_schedulers_of_the_class_and_no_other() -> None:
+    assert scheduler_names() == [each.value for each in SchedulerType]
 
 
 def test_without_transformers_its_fields_are_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,13 +194,19 @@ class SequenceTrainer(ResumingTrainer):
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             kwargs: Any = self.args.lr_scheduler_kwargs  # declared as a text too, which TrainingArguments has parsed
-            one_stage = get_scheduler(
-                self.args.lr_scheduler_type,
-                optimizer,
-                num_warmup_steps=round(self.settings.config.warmup_ratio * self.machine.steps_per_stage),
-                num_training_steps=self.machine.steps_per_stage,
-                scheduler_specific_kwargs=kwargs or None,
-            )
+            try:
+                one_stage = get_scheduler(
+                    self.args.lr_scheduler_type,
+                    optimizer,
+                    num_warmup_steps=round(self.settings.config.warmup_ratio * self.machine.steps_per_stage),
+                    num_training_steps=self.machine.steps_per_stage,
+                    scheduler_specific_kwargs=kwargs or None,
+                )
+            except (TypeError, ValueError) as error:  # what it needs is not given, or what it does not know is
+                raise TrainingError(
+                    f"lr_scheduler_type {self.settings.config.lr_scheduler_type!r} does not go with "
+                    f"lr_scheduler_kwargs = {kwargs}: {error}"
+                ) from error
             if not isinstance(one_stage, LambdaLR):
                 raise TrainingError(
                     f"lr_scheduler_type {self.args.lr_scheduler_type!r} is not a function of the step alone, so it "

@@ -257,6 +257,12 @@ def test_the_schedule_of_the_learning_rate_takes_its_own_settings(toy: Any) -> N
     assert min(rates) == pytest.approx(0.5 * experiment.distill.learning_rate, rel=0.05)
 
 
+def test_a_schedule_without_the_settings_that_it_needs_is_refused_by_name(toy: Any) -> None:
+    experiment, cache, prepared = toy("distill.lr_scheduler_type='warmup_stable_decay'")
+    with pytest.raises(TrainingError, match=r"'warmup_stable_decay' does not go with .* = None: .*num_decay_steps"):
+        distill(experiment, "td", 0, cache, prepared)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
