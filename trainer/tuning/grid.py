@@ -7,15 +7,16 @@ learning_rate = [1e-3, 3e-3]
 epochs_per_stage = [2, 6]
 """
 
+import copy
+import functools
 import hashlib
 import itertools
 import json
+import operator
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import tomli_w
 
 from cache_builder.config import make_experiment
 from cache_builder.errors import ConfigError
@@ -108,7 +109,7 @@ def cells_of(experiment: Experiment, part: Part, grid: Mapping[str, Sequence[Any
     for field, values in grid.items():
         if field in NOT_TUNED:
             raise ConfigError(f"the grid of {section} has {field}, which is not tuned: {NOT_TUNED[field]}")
-        if not values or len({json.dumps(value) for value in values}) < len(values):
+        if not values or len({json.dumps(value, default=str) for value in values}) < len(values):
             raise ConfigError(f"the grid of {section}: {field} needs values, each once; got {list(values)}")
     count = 1
     for values in grid.values():
@@ -118,11 +119,7 @@ def cells_of(experiment: Experiment, part: Part, grid: Mapping[str, Sequence[Any
     found = []
     for combination in itertools.product(*grid.values()):
         chosen = dict(zip(grid, combination, strict=True))
-        overrides = tuple(f"{section}.{field}={_toml(value)}" for field, value in chosen.items())
         told = experiment.model_dump(exclude_none=True, mode="json")
-        found.append(Cell(chosen, make_experiment(Experiment, told, overrides, f"the grid of {section}")))
+        functools.reduce(operator.getitem, section.split("."), told).update(copy.deepcopy(chosen))
+        found.append(Cell(chosen, make_experiment(Experiment, told, (), f"the grid of {section}")))
     return found
-
-
-def _toml(value: Any) -> str:
-    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()

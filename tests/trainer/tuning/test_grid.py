@@ -44,6 +44,15 @@ def test_every_combination_is_an_experiment_of_its_own(experiment: Experiment) -
     assert all(cell.experiment.sft == experiment.sft for cell in cells)
 
 
+def test_a_value_may_be_a_table_and_one_of_another_type_is_refused(experiment: Experiment) -> None:
+    grid = parse_grid(["lr_scheduler_kwargs={num_cycles = 1},{num_cycles = 2}"])
+    cells = cells_of(experiment, "student", grid)
+    given = [cell.experiment.sft.student.other_arguments["lr_scheduler_kwargs"] for cell in cells]
+    assert given == [{"num_cycles": 1}, {"num_cycles": 2}]
+    with pytest.raises(ConfigError, match=r"distill.learning_rate: .*got datetime.date\(2024, 1, 1\)"):
+        cells_of(experiment, "distill", parse_grid(["learning_rate=2024-01-01"]))
+
+
 def test_a_cell_has_another_folder_once_another_setting_of_its_section_is_changed(experiment: Experiment) -> None:
     one = cells_of(experiment, "distill", {"learning_rate": [1e-3]})[0]
     changed = experiment.model_copy(update={"distill": experiment.distill.model_copy(update={"alpha": 0.9})})
@@ -59,6 +68,7 @@ def test_a_cell_has_another_folder_once_another_setting_of_its_section_is_change
     ("grid", "message"),
     [
         ({"learning_rat": [1e-3]}, "distill.learning_rat: unknown key.*did you mean learning_rate"),
+        ({"lr_scheduler_type": ["cosin"]}, "distill.lr_scheduler_type: there is no 'cosin'"),
         ({"learning_rate": ["fast"]}, "distill.learning_rate: .*got 'fast'"),
         ({"learning_rate": [1e-3, 1e-3]}, "learning_rate needs values, each once"),
         ({"learning_rate": []}, "learning_rate needs values, each once"),
