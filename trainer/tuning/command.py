@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 """Columns where there is no terminal."""
+NEXT = {
+    "teacher": "footsteps tune {} student",
+    "student": "footsteps tune {} distill",
+    "distill": "footsteps run {}",
+}
+"""What goes on from a part's best config."""
 
 
 @click.command()
@@ -31,11 +37,13 @@ def tune(
 ) -> None:
     """Try a grid of settings, judged on held-out data.
 
-    Of the teacher's or the student's fine-tuning, or of the distillation unless told otherwise.
+    Of the teacher's or the student's fine-tuning, or of the distillation unless told otherwise. Each writes a config
+    with its best, from which the next one goes on.
 
     \b
     footsteps tune my.toml teacher
-    footsteps tune my.toml distill --grid learning_rate=1e-3,3e-3 --grid epochs_per_stage=2,6
+    footsteps tune runs/my/tune/teacher/best.toml student
+    footsteps tune runs/my/tune/student/best.toml distill --grid learning_rate=1e-3,3e-3
     footsteps run runs/my/tune/distill/best.toml
     """
     from typing import cast
@@ -46,6 +54,7 @@ def tune(
     from trainer.methods.methods import get_method
     from trainer.processes import is_main_process, on_main_process, only_run_in
     from trainer.run import until_distillation
+    from trainer.stages.shrink import shrink_student
     from trainer.tuning.grid import Part, cells_of, default_grid, parse_grid
     from trainer.tuning.page import cautions, cost_of, facts_of, records_of, table_of, write_grid
     from trainer.tuning.tune import Grid, best_of
@@ -68,7 +77,9 @@ def tune(
         return
     with only_run_in(grid.folder, f"tuning the {part}"):
         prepared = Prepared(experiment)
-        cache = until_distillation(experiment, prepared, console) if which == "distill" else None
+        if which == "student" and experiment.shrink is not None:
+            shrink_student(experiment, prepared)
+        cache = until_distillation(grid.until_distillation(cells), prepared, console) if which == "distill" else None
         results = train_all(grid, cells, prepared, cache, _say_tried)
         paths = on_main_process(lambda: write_grid(grid, results)) or []
     console.print(table_of(records_of(results), f"{part}: held-out data alone"))
@@ -77,7 +88,7 @@ def tune(
         console.print(line)
     if paths:
         best = facts_of(best_of(results))
-        say("tuned", f"next: footsteps run {paths[-1]}", part=part, **best, cautions=said, config=str(paths[-1]))
+        say("tuned", f"next: {NEXT[which].format(paths[-1])}", part=part, **best, cautions=said, config=str(paths[-1]))
 
 
 def _say_tried(result: "Result") -> None:

@@ -33,7 +33,7 @@ RESULT = "result.json"
 SHARED: dict[Part, tuple[str, ...]] = {
     "teacher": (),
     "student": ("shrunk",),
-    "distill": ("shrunk", "student", "losses", "crossfit"),
+    "distill": ("shrunk", "teacher", "teacher-metric", "student", "losses", "crossfit"),
 }
 """What a training reads in its run folder; a cell's is a link to the experiment's own."""
 
@@ -94,6 +94,13 @@ class Grid:
     def is_done(self, cell: Cell) -> bool:
         """Say whether a cell has a result; its stage is then complete, also where the training was not."""
         return (self.own(cell) / RESULT).is_file() and (self.trained(cell) / STAGE_FILE).is_file()
+
+    def until_distillation(self, cells: Sequence[Cell]) -> Experiment:
+        """Return the experiment with all that the cells' distillations need made before them."""
+        crossfit = any(cell.experiment.distill.aw_source == "crossfit" for cell in cells)
+        needs = {"methods": [self.method], "aw_source": "crossfit" if crossfit else "train"}
+        distillation = self.experiment.distill.model_copy(update=needs)
+        return self.experiment.model_copy(update={"distill": distillation})
 
 
 def best_of(results: Sequence[Result]) -> Result:

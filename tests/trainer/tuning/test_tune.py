@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from cache_builder.config import load_experiment
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import ConfigError, OtherInputsError, TrainingError
+from tests.support.shrinkable import save_source
 from tests.support.toys import load_toy, write_toy
 from trainer.cli import main
 from trainer.config import Experiment, LoraSection
@@ -21,6 +22,7 @@ from trainer.tuning.page import cautions, cost_of, facts_of, line_of, records_of
 from trainer.tuning.tune import Grid, Result, best_of, tune
 
 GRID = {"learning_rate": [1e-2, 1e-5], "epochs_per_stage": [2]}
+RATES = ["--grid", "learning_rate=3e-3,6e-3"]
 LORA = {"lora": LoraSection(r=2)}
 
 
@@ -205,6 +207,42 @@ def test_the_command_tells_the_cost_before_it_starts_and_refuses_by_name(tmp_pat
     given = ["tune", path, "teacher", "--set", f"teacher.checkpoints=['{tmp_path}']"]
     listed = CliRunner().invoke(main, given)
     assert listed.exit_code == 2 and "there is no teacher to tune" in listed.output
+
+
+def footsteps(*arguments: str) -> str:
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_each_part_is_tuned_from_the_best_of_the_one_before_and_the_run_takes_them_all(tmp_path: Path) -> None:
+    """With a best teacher by its answers, and a method and losses that the config itself has not."""
+    overrides = ["distill.best='metric'", "distill.methods=['td']", "teacher.checkpoints=2"]
+    overrides += ["sft.teacher.num_train_epochs=1", "sft.student.num_train_epochs=1"]
+    first = ["tune", str(write_toy(tmp_path, examples=60)), "teacher"]
+    output = footsteps(*first, *(part for each in overrides for part in ("--set", each)), *RATES)
+    for options in (RATES, ["--method", "td+aw", "--grid", "aw_source=train,crossfit"], []):
+        output = footsteps(*next_of(output), *options)
+    run = tmp_path / "run"
+    best = load_experiment(Experiment, run / "tune" / "distill" / "best.toml")
+    assert best == load_experiment(Experiment, run / "config.toml")
+    for role in ("teacher", "student"):
+        rates = [float(line.split(",")[0]) for line in (run / f"tune/{role}/grid.csv").read_text().splitlines()[1:]]
+        made = json.loads((run / role / "inputs.json").read_text())["training"]
+        assert made["learning_rate"] == getattr(best.sft, role).learning_rate == rates[0]
+    assert json.loads((run / "teacher-metric" / "stage.json").read_text())["metrics"]
+
+
+def next_of(output: str) -> list[str]:
+    """Return the arguments of the command that the last line of an output names."""
+    return output.splitlines()[-1].removeprefix("next: footsteps ").split()
+
+
+def test_a_student_that_is_yet_to_be_shrunk_is_shrunk_first(tmp_path: Path) -> None:
+    path, source = str(write_toy(tmp_path, examples=60)), save_source(tmp_path / "source")
+    overrides = ["--set", f"student.model='{source}'", "--set", "shrink.layers=2"]
+    output = footsteps("tune", path, "student", *overrides, "--grid", "num_train_epochs=1")
+    assert (tmp_path / "run" / "shrunk" / "stage.json").is_file() and next_of(output)[-1] == "distill"
 
 
 def test_machines_are_told_each_cell_and_the_best_and_quiet_tells_nothing(tmp_path: Path) -> None:
