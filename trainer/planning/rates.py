@@ -30,10 +30,10 @@ def given_rates(flops_per_second: float) -> dict[str, Rate]:
 
 
 def measured_rates(plan: Plan) -> dict[str, Rate]:
-    """Return what the run folder has measured; a kind of work that has not begun is left out."""
+    """Return what the run folder has measured; left out is what has not begun, or whose model has no known size."""
     folder, rates = plan.experiment.output_dir, {}
     notes = [note for note in read_costs(folder)[0] if note.positions and note.seconds]
-    if notes:
+    if notes and plan.teacher.parameters:
         flops = plan.build_flops() / (plan.checkpoints * plan.corpus.positions)
         per_second = sum(note.positions for note in notes) / sum(note.seconds for note in notes)
         rates[FORWARD] = Rate(flops * per_second, f"measured: building this cache on {notes[-1].device}")
@@ -42,7 +42,7 @@ def measured_rates(plan: Plan) -> dict[str, Rate]:
     trainings += [("student", plan.student, sft.student), ("teacher", plan.teacher, sft.teacher)]
     for pattern, model, config in trainings:
         found = [rate for path in sorted(folder.glob(f"{pattern}/log.json")) if (rate := _sequences(path, config))]
-        if found:
+        if found and model.parameters:
             # the seconds are those of steps and held-out losses: two epochs less one leave out what is done once
             flops = (
                 plan.training_flops(model, config, 2) - plan.training_flops(model, config, 1)

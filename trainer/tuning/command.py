@@ -55,8 +55,9 @@ def tune(
     from trainer.processes import is_main_process, on_main_process, only_run_in
     from trainer.run import until_distillation
     from trainer.stages.shrink import shrink_student
+    from trainer.tuning.cost import cost_of
     from trainer.tuning.grid import Part, cells_of, default_grid, parse_grid
-    from trainer.tuning.page import cautions, cost_of, facts_of, records_of, table_of, write_grid
+    from trainer.tuning.page import cautions, facts_of, records_of, table_of, write_grid
     from trainer.tuning.tune import Grid, best_of
     from trainer.tuning.tune import tune as train_all
 
@@ -71,7 +72,7 @@ def tune(
     cells = cells_of(experiment, which, parse_grid(options) or default_grid(experiment, which))
     grid = Grid(experiment, which, method)
     if is_main_process():
-        cost = cost_of(experiment, cells, which)
+        cost = cost_of(grid, cells)
         say("tuning", cost, part=part, cells=[dict(cell.values) for cell in cells], cost=cost)
     if dry_run:
         return

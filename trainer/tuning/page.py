@@ -1,4 +1,4 @@
-"""What a grid leaves behind: what it will cost, a line for each cell, a table, a CSV, a plot, and the best config.
+"""What a grid leaves behind: a line for each cell, a table, a CSV, a plot, and the best config.
 
 Losses are those of the held-out data, nats per position.
 """
@@ -13,36 +13,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from cache_builder.config import save_experiment
-from cache_builder.narration import duration
-from trainer.config import Experiment
-from trainer.planning.command import make_plan
-from trainer.planning.plan import TRAINING
-from trainer.planning.rates import measured_rates
 from trainer.report.plots.style import is_narrow, plain, render, series_style
 from trainer.report.tables import DataTable, Record, write_csv
-from trainer.tuning.grid import EPOCHS, SECTIONS, Cell, Part, section_of
-from trainer.tuning.race import FROM_SHARE, IN_A_ROW, PACE, still_falling
+from trainer.tuning.grid import SECTIONS
+from trainer.tuning.race import still_falling
 from trainer.tuning.tune import Grid, Result, best_of
-
-
-def cost_of(experiment: Experiment, cells: Sequence[Cell], part: Part) -> str:
-    """Say how many cells and steps a grid has, and how long that takes where this run has measured a rate."""
-    plan = make_plan(experiment, {})
-    model = plan.teacher if part == "teacher" else plan.student
-    steps, flops = 0, 0.0
-    for cell in cells:
-        section = section_of(cell.experiment, part)
-        epochs = getattr(section, EPOCHS[part])
-        stages = plan.checkpoints if part == "distill" else 1
-        steps += stages * section.steps(plan.corpus.sequences, epochs)
-        flops += plan.training_flops(model, section, stages * epochs)
-    rate = measured_rates(plan).get(TRAINING)
-    took = f"about {duration(flops / rate.flops_per_second)} ({rate.source})" if rate else "a time not known"
-    return (
-        f"{len(cells)} cells, {steps:,} steps, {flops:.2g} operations, {took} if none is stopped; one is, where its "
-        f"best held-out loss is above the best cell's at {PACE:g} of its share of the steps, {IN_A_ROW} times in a "
-        f"row, from {FROM_SHARE:.0%} on"
-    )
 
 
 def line_of(result: Result) -> str:

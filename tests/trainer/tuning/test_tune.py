@@ -17,8 +17,9 @@ from tests.support.toys import load_toy, write_toy
 from trainer.cli import main
 from trainer.config import Experiment, LoraSection
 from trainer.loop.trainer import SequenceTrainer
+from trainer.tuning.cost import cost_of
 from trainer.tuning.grid import Part, cells_of
-from trainer.tuning.page import cautions, cost_of, facts_of, line_of, records_of, table_of, write_grid
+from trainer.tuning.page import cautions, facts_of, line_of, records_of, table_of, write_grid
 from trainer.tuning.tune import Grid, Result, best_of, tune
 
 GRID = {"learning_rate": [1e-2, 1e-5], "epochs_per_stage": [2]}
@@ -57,7 +58,7 @@ def test_a_grid_names_the_best_stops_the_hopeless_and_comes_out_the_same_when_it
     prepared.examples["test"] = Untouchable()
     cells = cells_of(experiment, "distill", GRID)
     assert re.search(
-        r"about [\d.]+ (?:s|min) \(measured: 1 × (student|teacher)\)", cost_of(experiment, cells, "distill")
+        r"about [\d.]+ (?:s|min) \(measured: 1 × (student|teacher)\)", cost_of(Grid(experiment, "distill"), cells)
     )
     results = tune(Grid(experiment, "distill"), cells, prepared, cache)
     assert best_of(results).cell.values["learning_rate"] == 1e-2
@@ -242,7 +243,36 @@ def test_a_student_that_is_yet_to_be_shrunk_is_shrunk_first(tmp_path: Path) -> N
     path, source = str(write_toy(tmp_path, examples=60)), save_source(tmp_path / "source")
     overrides = ["--set", f"student.model='{source}'", "--set", "shrink.layers=2"]
     output = footsteps("tune", path, "student", *overrides, "--grid", "num_train_epochs=1")
+    assert "before them shrink (by influence, 64 sequences)" in " ".join(output.split())
     assert (tmp_path / "run" / "shrunk" / "stage.json").is_file() and next_of(output)[-1] == "distill"
+
+
+def test_the_cost_has_what_is_made_first_and_nothing_that_is_finished(toy: Callable[..., Any], tmp_path: Path) -> None:
+    fresh = load_toy(write_toy(tmp_path / "fresh"), "distill.best='metric'")
+    grid = Grid(fresh, "distill", "td+aw")
+    cells = cells_of(fresh, "distill", {"aw_source": ["train", "crossfit"]})
+    told = cost_of(grid, cells)
+    first = ("sft teacher (41 steps", "cache build (3 ×", "sft student (27 steps", "losses (108 seq", "judge (3 ch")
+    assert all(stage in told for stage in (*first, "cross-fit (student and teacher, by halves)")), told
+    assert told.startswith("2 cells, 84 steps, before them") and "operations, a time not known" in told
+
+    experiment, cache, prepared = toy()
+    grid = Grid(experiment, "distill")
+    cells = cells_of(experiment, "distill", {"learning_rate": [3e-3, 1e-3]})
+    assert cost_of(grid, cells).startswith("2 cells, 84 steps; ")
+    tune(grid, cells[:1], prepared, cache)
+    assert cost_of(grid, cells).startswith("1 cells (and 1 with a result), 42 steps; ")
+    assert cost_of(grid, cells[:1]) == "all 1 cells have a result"
+
+
+def test_a_model_whose_size_is_not_known_here_is_tuned_all_the_same(tmp_path: Path) -> None:
+    path = str(write_toy(tmp_path))
+    unknown = ["--dry-run", "--set", "student.model='someone/nameless'", *RATES]
+    for shrunk in ([], ["--set", "shrink.layers=2"]):
+        told = " ".join(footsteps("tune", path, "student", *unknown, *shrunk).split())
+        assert "2 cells, 54 steps" in told and "operations not known, as the size of 'someone/nameless' is not," in told
+        told = " ".join(footsteps("tune", path, "teacher", *unknown, *shrunk).split())
+        assert "2 cells, 82 steps" in told and "not known, as" not in told and "operations, a time not known" in told
 
 
 def test_machines_are_told_each_cell_and_the_best_and_quiet_tells_nothing(tmp_path: Path) -> None:
