@@ -251,7 +251,7 @@ def _record(grid: Grid, cell: Cell, history: History, **found: Any) -> None:
     """Write what became of a cell, and remove its weights."""
     for child in grid.trained(cell).iterdir():
         if child.is_dir():
-            shutil.rmtree(child)
+            shutil.rmtree(child, ignore_errors=True)  # processes that diverge at one step remove it side by side
     write_record(grid.own(cell) / RESULT, {"values": cell.values, "history": asdict(history), **found})
 
 
