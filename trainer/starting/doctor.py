@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Literal
 from cache_builder.config import load_experiment
 from cache_builder.errors import UserError, first_line
 from trainer.config import Experiment
+from trainer.planning.model_size import GUESSED
+from trainer.planning.units import format_bytes
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "matplotlib")
 LEAST_FREE_BYTES = 10 << 30
@@ -52,6 +54,7 @@ def examine(config: Path | None) -> Iterator[Line]:
     yield _writing(folder)
     yield _disk(folder)
     if experiment is not None:
+        yield _stages(experiment)
         yield _template(experiment)
 
 
@@ -89,12 +92,20 @@ def _devices() -> Iterator[Line]:
 
 
 def _memory() -> Line:
+    if (found := _machine_bytes()) is None:
+        return Line("note", "memory: this system does not say; `footsteps plan CONFIG` says what a run takes")
+    whole, free = found
+    text = f"memory: {free / 2**30:.1f} GiB free of {whole / 2**30:.1f}"
+    return Line("ok", f"{text}; `footsteps plan CONFIG` says what a run takes")
+
+
+def _machine_bytes() -> tuple[int, int] | None:
+    """Return (all, free) of the machine's memory; None where the system does not say."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
-        whole, free = (page * os.sysconf(name) / 2**30 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError, AttributeError):
-        return Line("note", "memory: this system does not say; `footsteps plan CONFIG` says what a run takes")
-    return Line("ok", f"memory: {free:.1f} GiB free of {whole:.1f}; `footsteps plan CONFIG` says what a run takes")
+        return None
 
 
 def _hub() -> Line:
@@ -126,6 +137,52 @@ def _disk(folder: Path) -> Line:
 def _existing(folder: Path) -> Path:
     """Return the nearest folder above that is there."""
     return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+
+
+def _stages(experiment: Experiment) -> Line:
+    """Compare what the plan says of each stage's memory with what there is."""
+    from trainer.planning.command import make_plan
+
+    if (there := _capacity()) is None:
+        return Line(
+            "note", "memory of each stage: `footsteps plan CONFIG` says it; of its own this system does not say"
+        )
+    try:
+        plan = make_plan(experiment, {"positions": "1"})  # how many there are changes nothing here
+        needed = {stage.name: stage.total for stage in plan.memory()}
+    except UserError as error:
+        return Line("note", f"memory of each stage: {first_line(error)}")
+    if experiment.teacher.device_map is not None:
+        needed.pop("cache build")  # it has more than one device
+    line = compare_memory(needed, *there)
+    guessed = [model.name for model in (plan.teacher, plan.student) if model.origin == GUESSED]
+    return Line(line.state, f"{line.text}; by sizes {GUESSED}: {', '.join(guessed)}") if guessed else line
+
+
+def _capacity() -> tuple[int, str] | None:
+    """Return the bytes of the smallest GPU, or of the machine where torch sees none, and what has them."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        return min(torch.cuda.get_device_properties(index).total_memory for index in range(count)), "the GPU"
+    machine = _machine_bytes()
+    return None if machine is None else (machine[0], "this machine")
+
+
+def compare_memory(needed: Mapping[str, float], there: float, where: str) -> Line:
+    """Say which stages need more bytes than there are."""
+    told = ", ".join(f"{stage} {format_bytes(count)}" for stage, count in needed.items())
+    text = f"memory of each stage, about: {told}; {where} has {format_bytes(there)}"
+    larger = [stage for stage, count in needed.items() if count > there]
+    if not larger:
+        return Line("ok", text)
+    return Line(
+        "note",
+        f"{text}, too little for {' and '.join(larger)}: lower per_device_train_batch_size and raise "
+        "gradient_accumulation_steps, set gradient_checkpointing = true, train adapters (lora), shard (FSDP), or see "
+        "docs/big-teachers.md",
+    )
 
 
 def _template(experiment: Experiment) -> Line:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from tests.support.paths import ROOT
 from tests.support.toys import write_toy
 from trainer.cli import TRAIN_EXTRA, main
+from trainer.starting.doctor import compare_memory
 
 
 def doctor(*arguments: object) -> Result:
@@ -51,6 +52,30 @@ def test_a_completion_that_does_not_fit_is_to_be_fixed(tmp_path: Path) -> None:
     config = write_toy(tmp_path)
     config.write_text(config.read_text().replace("max_length = 64", "max_length = 2"))
     assert "raise it" in lines(doctor(config))["fix"][0]
+
+
+def test_stages_that_need_more_memory_than_there_is_are_named_with_what_to_do() -> None:
+    needed = {"sft teacher": 3.0 * 2**30, "cache build": 2.0 * 2**30, "distill": 1.0 * 2**30}
+    fits = compare_memory(needed, 3.0 * 2**30, "the GPU")
+    assert fits.state == "ok" and fits.text.endswith("distill 1.0 GiB; the GPU has 3.0 GiB")
+    too_much = compare_memory(needed, 1.5 * 2**30, "this machine")
+    assert too_much.state == "note"
+    assert "this machine has 1.5 GiB, too little for sft teacher and cache build: lower" in too_much.text
+
+
+def test_each_stage_is_compared_with_the_machine_where_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = write_toy(tmp_path)
+    found = [
+        line for line in lines(doctor(config))["ok"] if line.startswith("memory of each stage, about: sft teacher")
+    ]
+    assert len(found) == 1 and "; this machine has " in found[0]
+    config.write_text(config.read_text().replace(str(tmp_path / "teacher-init"), "someone/Thing-900B"))
+    result = doctor(config)
+    assert "too little for sft teacher and cache build" in result.output
+    assert "by sizes guessed from the number in its name: someone/Thing-900B" in result.output
 
 
 def test_a_token_is_told_of_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
