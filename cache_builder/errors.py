@@ -5,6 +5,8 @@ The command line prints it without a traceback and exits with 2; anything else i
 
 import errno
 import re
+import tempfile
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -93,10 +95,22 @@ def system_message(error: BaseException) -> str | None:
         if isinstance(seen, OSError) and seen.errno in MENDABLE:
             where = f"{seen.filename}: " if seen.filename is not None else ""
             return f"{where}{seen.strerror}; {MENDABLE[seen.errno]} and give the same command again to continue"
+        if isinstance(seen, OSError) and isinstance(seen.filename, str) and _makes_no_file_at(Path(seen.filename)):
+            return f"{seen.filename}: {seen.strerror}: the system makes no files there; choose another place"
         if _FULL.search(str(seen)):
             return f"{first_line(seen)}; free some space and give the same command again to continue"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _makes_no_file_at(path: Path) -> bool:
+    """Say whether the nearest folder above, that is there, takes no new file, as in /proc."""
+    folder = next(each for each in path.absolute().parents if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return False
+    except OSError:
+        return True
 
 
 def printable(text: str) -> str:

@@ -91,6 +91,15 @@ def test_an_accident_is_one_message(accident: str, config: Path, tmp_path: Path)
     assert_refused(call("sft", config, "student", *elsewhere, "--set", override), said)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where no file can be made")
+@pytest.mark.parametrize("place", ["/proc/run", "/proc"])
+def test_an_output_where_the_system_makes_no_files_is_one_message(place: str, config: Path) -> None:
+    said = "the system makes no files there; choose another place"
+    for command in ("sft", "tune"):
+        assert_refused(call(command, config, "student", "--set", f"run.output_dir='{place}'"), said, place)
+    assert_refused(call("demo", "--output", place), said, place)
+
+
 def test_a_config_that_is_no_file_is_named_as_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     os.mkfifo(tmp_path / "pipe.toml")
