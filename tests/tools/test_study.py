@@ -9,10 +9,10 @@ from scipy import stats
 
 from cache_builder.data.sources import demo
 from tools.study import __main__ as study
-from tools.study.cells import BLOCKS, SEEDS, Cell, students
+from tools.study.cells import BLOCKS, SEEDS, SIZES, Cell, students
 from tools.study.data import SHIFTED, write_notes
 from tools.study.plots import draw_all
-from tools.study.students import REFERENCES
+from tools.study.students import REFERENCES, _experiment
 from tools.study.tables import Difference, groups, label, paired, read, table
 
 
@@ -95,6 +95,15 @@ def test_a_difference_is_that_of_the_paired_t_test_over_the_seeds_that_both_have
 def test_rows_that_never_differ_are_a_comparison_whose_difference_is_nothing() -> None:
     scores = {"0": 90.0, "1": 92.5}
     assert paired(scores, scores) == Difference(2, 0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_larger_student_trains_at_the_rates_that_were_found_for_it(tmp_path: Path) -> None:
+    for size, each in SIZES.items():
+        experiment = _experiment(tmp_path, tmp_path / size, Cell(size=size))
+        assert experiment.sft.student.learning_rate == each.sft_rate
+        assert experiment.distill.learning_rate == each.distill_rate
+        config = json.loads((Path(experiment.student.model) / "config.json").read_text())
+        assert config["hidden_size"] == each.hidden_size
 
 
 def test_every_table_has_the_reference_that_its_methods_are_compared_with() -> None:

@@ -143,13 +143,15 @@ def _experiment(folder: Path, run: Path, cell: Cell) -> Experiment:
             write_notes(notes, cell.noise)
         values["data"] = {split: str(notes / f"{split}.jsonl") for split in ("train", "validation", "test")}
         values["student"]["model"] = str(_student(folder, cell.size))
+        values["sft"]["student"]["learning_rate"] = SIZES[cell.size].sft_rate
+        values["distill"]["learning_rate"] = SIZES[cell.size].distill_rate
     return Experiment.model_validate(values)
 
 
 def _student(folder: Path, size: str) -> Path:
     """Write the demo's student with another hidden size; without weights, so that a seed makes them."""
     config = json.loads(Path("trainer/starting/models/student/config.json").read_text(encoding="utf-8"))
-    width = SIZES[size]
+    width = SIZES[size].hidden_size
     path = folder / f"student-{size}"
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", {**config, "hidden_size": width, "intermediate_size": width * 8 // 3})
