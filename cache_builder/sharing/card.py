@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cache_builder.format.manifest import CheckpointGroup, Manifest, sha256
-from cache_builder.sharing.markdown import markdown_line
+from cache_builder.sharing.markdown import markdown_template
 
 CARD = "README.md"
 _PLAIN_URL = re.compile(r"[a-z0-9]+://[A-Za-z0-9._/@+-]+")
@@ -22,16 +21,7 @@ _SEAL = re.compile(rb"(?s)(.*)<!-- footsteps ([0-9a-f]{64}) -->\n")
 
 def write_card(place: str, manifest: Manifest, checkpoints: Sequence[CheckpointGroup]) -> bytes:
     """Return the card of a cache at `place`; checkpoints oldest first."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["line"] = markdown_line
-    text = environment.get_template("card.md.jinja").render(
+    text = markdown_template(Path(__file__).with_name("card.md.jinja")).render(
         place=Markup(place) if _PLAIN_URL.fullmatch(place) else "path/to/cache",
         manifest=manifest,
         checkpoints=[(group, sum(entry.bytes for entry in group.files.values())) for group in checkpoints],

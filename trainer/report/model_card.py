@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cache_builder.atomic import write_text
 from cache_builder.errors import MissingError
 from cache_builder.models.adapters import ADAPTER_FILE
 from cache_builder.models.loading import is_model_folder
 from cache_builder.redaction import redacted
-from cache_builder.sharing.markdown import markdown_line
+from cache_builder.sharing.markdown import markdown_template
 from trainer.report.run.records import SELECTED_BY, STUDENT_SFT, TEACHER, Evaluation, Run
 from trainer.report.run.run_reader import read_run
 from trainer.report.run.settings import setting
@@ -27,7 +25,7 @@ WEIGHED = {
     "train": "of the student SFT and the teacher, on the training data",
     "crossfit": "of models fine-tuned on the other half of the training data",
 }
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
 def write_model_cards(run_dir: Path, *, remote: bool = False) -> list[Path]:
@@ -58,17 +56,8 @@ def write_model_card(folder: Path, run: Run) -> Path:
             f"{folder} is not a student of run {run.folder}; expected distill/<method>/seed-<s>/best, or …/last"
         )
     model = f"{distilled.method}/seed-{distilled.seed}/{folder.name}"
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["line"] = markdown_line
     evaluation = run.evaluation(model)
-    text = environment.get_template("model_card.md.jinja").render(
+    text = markdown_template(TEMPLATE).render(
         run=run,
         distilled=distilled,
         which=folder.name,
