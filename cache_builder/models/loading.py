@@ -6,6 +6,8 @@ to more rows.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -65,7 +67,7 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "dtype": getattr(torch, config.dtype)}
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
-    try:
+    with _refusals(location):
         if is_gguf(name):
             _refuse_ways_of_loading(config, location, "is one file, which is read whole")
             return load_gguf(name, options).eval()
@@ -75,26 +77,33 @@ def load_model(
             text = f"model {location}: no weights in its folder, so they are initialised from seed {seed}"
             say("initialised", text, stderr=True, model=location, seed=seed)
             return _initialised(name, seed, options).eval()
-        options |= {
-            "revision": revision,
-            "use_safetensors": True,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # they are refused below, by name
-            **(parallel or loading_options(config, name, revision)),
-        }
+        options |= {"revision": revision, **(parallel or loading_options(config, name, revision))}
         if without_layers is not None:
             options["config"] = without_layers
-        default_dtype = torch.get_default_dtype()
-        try:
-            model, info = cast(
-                tuple[PreTrainedModel, dict[str, Any]], AutoModelForCausalLM.from_pretrained(name, **options)
-            )
-        finally:  # transformers leaves the model's own behind where it raises half-way
-            torch.set_default_dtype(default_dtype)
+        model, info = _from_pretrained(name, options)
         if without_layers is not None:
             info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not in_a_layer(key)}
         check_loaded(location, info)
         return model.eval()
+
+
+def _from_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model and transformers' account of its weights; what of them does not fit is still to be refused."""
+    default_dtype = torch.get_default_dtype()
+    try:
+        found = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    finally:  # transformers leaves the model's own behind where it raises half-way
+        torch.set_default_dtype(default_dtype)
+    return cast(tuple[PreTrainedModel, dict[str, Any]], found)
+
+
+@contextmanager
+def _refusals(location: str) -> Iterator[None]:
+    """Say of what cannot be loaded which model it is, and what to do."""
+    try:
+        yield
     except OSError as error:
         raise MissingError(f"model {location!r} could not be loaded: {first_line(error)}") from error
     except (ConfigError, ModelError):

@@ -78,6 +78,21 @@ class DistillTrainer(SequenceTrainer):
             self._warn_of_samples(choice.choice, self.settings.tail.sample_weight)
         return choice
 
+    def plan(self) -> dict[str, Any]:
+        """Return what `plan.json` says: who taught each stage, and what was compared for it."""
+        config = self.experiment.distill
+        metric = SCHEDULES[self.method.schedule].metric or config.schedule_metric
+        return {
+            "method": self.method.name,
+            "seed": self.settings.seed,
+            "checkpoints": list(self.checkpoints),
+            "best": self.best,
+            "metric": metric,
+            "selected_by": config.select_by if self.validation else None,
+            "steps_per_stage": self.machine.steps_per_stage,
+            "stages": [stage.to_json(metric) for stage in self.saved.plan],
+        }
+
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """The cache's complete checkpoints, oldest first."""
@@ -255,18 +270,7 @@ def distill(
         final_losses = trainer.corpus_losses(cache.corpus)
         if trainer.is_world_process_zero():
             write_losses(folder / "losses.safetensors", final_losses, cache.fingerprint)
-            metric = SCHEDULES[method.schedule].metric or config.schedule_metric
-            plan = {
-                "method": method.name,
-                "seed": seed,
-                "checkpoints": list(cache.checkpoints),
-                "best": best,
-                "metric": metric,
-                "selected_by": config.select_by if prepared.validation else None,
-                "steps_per_stage": trainer.machine.steps_per_stage,
-                "stages": [stage.to_json(metric) for stage in saved.plan],
-            }
-            write_json(folder / "plan.json", plan)
+            write_json(folder / "plan.json", trainer.plan())
             merge_saved(folder, start, seed, prepared.deployment.finish)
             drop_resume_state(folder, trainer.settings.save_at)
             finish_stage(folder, training_result(folder, trainer.machine.total_steps, saved))
