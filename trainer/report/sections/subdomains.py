@@ -20,76 +20,68 @@ def subdomains_section(run: Run, results: ResultTable) -> Section:
         "deficit on the teacher-favored ones (Theorem 4): R(f_s) − R(f_t) = TFS deficit − SFS advantage, both sums "
         "divided by the number of sequences. The margin, advantage − deficit, is how far the student is ahead.",
     )
-    figures, tables = [], []
-    if run.cache is not None and run.cache.checkpoints and run.cache.losses_known:
-        final = run.best or run.cache.checkpoints[-1]
-        teacher = run.cache.losses[final]
-        students: list[tuple[str, int | None, np.ndarray]] = []
-        if run.student_losses is not None:
-            students.append(("student SFT", None, run.student_losses))
-        students.extend((d.method, d.seed, d.losses) for d in run.distilled if d.losses is not None)
-        rows: list[Record] = [
-            {"student": name, "seed": seed, **_sides(compare(losses, teacher))} for name, seed, losses in students
-        ]
-        tables.append(
-            DataTable(
-                "subdomains",
-                f"Theorem 4 read off, loss against {final}, nats per sequence",
-                rows,
-                unfolded=True,
-            )
-        )
-        shown = first_per_name((name, (teacher - losses, compare(losses, teacher))) for name, _, losses in students)
-        sides: dict[str, list[Subdomains]] = {}
-        for name, _, losses in students:
-            sides.setdefault(name, []).append(compare(losses, teacher))
-        if shown:
-            figures.append(
-                Figured(
-                    render("balance", lambda width: plots.balance(sides, "nats", width)),
-                    "Bars of each student's advantage and deficit against its teacher, and the margin between them",
-                    f"Theorem 4 read off against {final}: a student is ahead of its teacher on the training data where "
-                    f"its margin is to the right of zero. {_ahead(sides)} The identity holds to "
-                    f"{_identity_error(sides):.1g} nats, which is rounding. Means over seeds; dots are the seeds' "
-                    "margins.",
-                )
-            )
-            figures.append(
-                Figured(
-                    render(
-                        "differences-loss",
-                        lambda width: plots.differences(shown, "L_T − L_S, nats", "training sequences, %", width),
-                    ),
-                    "Sorted per-sequence differences of the losses of teacher and student, per method",
-                    f"Loss of {final} minus loss of the student, for each training sequence, largest first. Blue: "
-                    "the student is ahead; orange: the teacher. The numbers are the areas in nats per sequence. The "
-                    "vertical axis leaves out the 0.5 % most extreme sequences on each side; the areas include them."
-                    + first_seeds([d for d in run.distilled if d.losses is not None]),
-                )
-            )
+    section = _in_score(_in_loss(section, run), run, results)
+    return section if section.plots else absent(section, "This needs the cache and the losses of at least one student.")
+
+
+def _in_loss(section: Section, run: Run) -> Section:
+    """Add what the losses on the training data say of each student against the best checkpoint."""
+    if run.cache is None or not run.cache.checkpoints or not run.cache.losses_known:
+        return section
+    final = run.best or run.cache.checkpoints[-1]
+    teacher = run.cache.losses[final]
+    students: list[tuple[str, int | None, np.ndarray]] = []
+    if run.student_losses is not None:
+        students.append(("student SFT", None, run.student_losses))
+    students.extend((d.method, d.seed, d.losses) for d in run.distilled if d.losses is not None)
+    if not students:
+        return section
+    sides: dict[str, list[Subdomains]] = {}
+    rows: list[Record] = []
+    for name, seed, losses in students:
+        parts = compare(losses, teacher)
+        sides.setdefault(name, []).append(parts)
+        rows.append({"student": name, "seed": seed, **_sides(parts)})
+    title = f"Theorem 4 read off, loss against {final}, nats per sequence"
+    table = DataTable("subdomains", title, rows, unfolded=True)
+    shown = first_per_name((name, (teacher - losses, compare(losses, teacher))) for name, _, losses in students)
+    balance = Figured(
+        render("balance", lambda width: plots.balance(sides, "nats", width)),
+        "Bars of each student's advantage and deficit against its teacher, and the margin between them",
+        f"Theorem 4 read off against {final}: a student is ahead of its teacher on the training data where its margin "
+        f"is to the right of zero. {_ahead(sides)} The identity holds to {_identity_error(sides):.1g} nats, which is "
+        "rounding. Means over seeds; dots are the seeds' margins.",
+    )
+    differences = Figured(
+        render(
+            "differences-loss",
+            lambda width: plots.differences(shown, "L_T − L_S, nats", "training sequences, %", width),
+        ),
+        "Sorted per-sequence differences of the losses of teacher and student, per method",
+        f"Loss of {final} minus loss of the student, for each training sequence, largest first. Blue: the student is "
+        "ahead; orange: the teacher. The numbers are the areas in nats per sequence. The vertical axis leaves out the "
+        "0.5 % most extreme sequences on each side; the areas include them."
+        + first_seeds([d for d in run.distilled if d.losses is not None]),
+    )
+    return extended(section, balance, differences, tables=[table])
+
+
+def _in_score(section: Section, run: Run, results: ResultTable) -> Section:
+    """Add what the test rows' own scores say of each student against the teacher."""
     by_score, rows = _score_differences(run, results)
-    if by_score:
-        figures.append(
-            Figured(
-                render(
-                    "differences-score",
-                    lambda width: plots.differences(by_score, "score S − T, ×100", "test rows, %", width),
-                ),
-                "Sorted per-row differences of the task scores of student and teacher, per method",
-                "The same on the test set, in the task's own score (all tasks together): rows on which the student "
-                "scores higher than the teacher are blue, rows on which it scores lower are orange. A row's score is "
-                "its mean over seeds; of metrics over all entities a row counts by its entities.",
-            )
-        )
-        tables.append(
-            DataTable(
-                "subdomains_score",
-                "The same in the task's score",
-                rows,
-            )
-        )
-    section = extended(section, *figures, tables=tables)
-    return section if figures else absent(section, "This needs the cache and the losses of at least one student.")
+    if not by_score:
+        return section
+    figure = Figured(
+        render(
+            "differences-score",
+            lambda width: plots.differences(by_score, "score S − T, ×100", "test rows, %", width),
+        ),
+        "Sorted per-row differences of the task scores of student and teacher, per method",
+        "The same on the test set, in the task's own score (all tasks together): rows on which the student scores "
+        "higher than the teacher are blue, rows on which it scores lower are orange. A row's score is its mean over "
+        "seeds; of metrics over all entities a row counts by its entities.",
+    )
+    return extended(section, figure, tables=[DataTable("subdomains_score", "The same in the task's score", rows)])
 
 
 def _score_differences(run: Run, results: ResultTable) -> tuple[dict[str, tuple[np.ndarray, Subdomains]], list[Record]]:

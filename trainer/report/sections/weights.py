@@ -34,19 +34,7 @@ def weights_section(run: Run) -> Section:
         student_N, teacher = run.aw_losses.student_N, run.aw_losses.teacher or cache.losses
         crossfit = {name: adaptive_weights(student_N, teacher[name], sharpness) for name in cache.checkpoints}
         rows += [_weight_row("cross-fitted", "student SFT", None, name, w_n) for name, w_n in crossfit.items()]
-        figures.append(
-            Figured(
-                render("weights-crossfit", lambda width: plots.weights(crossfit, "checkpoint", width)),
-                "Distribution of the cross-fitted weights that training used, one ridge per checkpoint",
-                "What methods with +aw used: each sequence judged by models that were fine-tuned on the other half of "
-                "the data"
-                + (
-                    "."
-                    if run.aw_losses.teacher
-                    else "; only the student could be: the teacher's losses are the cache's, on data that it may know."
-                ),
-            )
-        )
+        figures.append(_crossfit(crossfit, both=bool(run.aw_losses.teacher)))
         used = "What the weights would have been without cross-fitting. "
     figures.append(
         Figured(
@@ -56,8 +44,8 @@ def weights_section(run: Run) -> Section:
             f"mean. {used}Computed on training data, they follow whichever model has memorised more.",
         )
     )
-    after: dict[str, np.ndarray] = {}
     final = run.best or cache.checkpoints[-1]
+    after: dict[str, np.ndarray] = {}
     for distilled in run.distilled:
         if distilled.losses is None:
             continue
@@ -76,8 +64,18 @@ def weights_section(run: Run) -> Section:
                 + first_seeds([d for d in run.distilled if d.losses is not None]),
             )
         )
-    table = DataTable("weights", "Weights in numbers", rows)
-    return extended(section, *figures, tables=[table])
+    return extended(section, *figures, tables=[DataTable("weights", "Weights in numbers", rows)])
+
+
+def _crossfit(weights: dict[str, np.ndarray], *, both: bool) -> Figured:
+    """Draw the weights that training used; `both` models were cross-fitted, or the student alone."""
+    alone = "; only the student could be: the teacher's losses are the cache's, on data that it may know."
+    return Figured(
+        render("weights-crossfit", lambda width: plots.weights(weights, "checkpoint", width)),
+        "Distribution of the cross-fitted weights that training used, one ridge per checkpoint",
+        "What methods with +aw used: each sequence judged by models that were fine-tuned on the other half of "
+        f"the data{'.' if both else alone}",
+    )
 
 
 def _number(value: object, default: float) -> float:
