@@ -33,7 +33,7 @@ from cache_builder.format.manifest import (
 )
 from cache_builder.format.records import RecordLayout, decode_records, dequantise, normalise
 from cache_builder.format.zarr_shards import ArrayReader
-from cache_builder.positions import counts_of, groups_of_rows, spans_of
+from cache_builder.positions import counts_of, spans_of
 from cache_builder.storage.base import Store
 from cache_builder.storage.local import LocalStore
 from cache_builder.storage.open import open_store
@@ -179,10 +179,6 @@ class Cache:
             spans = spans_of(self.corpus.position_offsets, rows)
             wanted += chunks_of_spans(self._arrays[name]["records"], spans)
         self._memory.fetch(wanted, FETCH_THREADS)
-
-    def row_chunks(self) -> np.ndarray:
-        """Return the chunk in which each row's positions begin, i64 [n], for an order that reads whole chunks."""
-        return groups_of_rows(self.corpus.position_offsets, self.manifest.layout.chunk_positions)
 
     @property
     def probe_rows(self) -> np.ndarray:

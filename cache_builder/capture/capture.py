@@ -106,7 +106,7 @@ def begin_capture(
 
 
 @torch.no_grad()
-def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: int | None = None) -> np.ndarray:
+def gold_logp(model: nn.Module, batch: Batch, vocab_size: int) -> np.ndarray:
     """Return the log-probability of the true token at every position, [M] float32.
 
     Raises:
@@ -116,7 +116,7 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     label_M = batch["label_M"].to(hidden_MD.device)
     parts = []
-    for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
+    for chunk, logits_CW in _chunks_of_logits(hidden_MD, head):
         z_label_C = logits_CW.gather(1, label_M[chunk, None])[:, 0]
         largest_C, log_sum_C = log_sum_exp(logits_CW)
         parts.append((z_label_C - largest_C) - log_sum_C)
@@ -126,9 +126,7 @@ def gold_logp(model: nn.Module, batch: Batch, vocab_size: int, chunk_positions: 
 
 
 @torch.no_grad()
-def probe_logp(
-    model: nn.Module, batch: Batch, vocab_size: int, ids_MR: np.ndarray, chunk_positions: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def probe_logp(model: nn.Module, batch: Batch, vocab_size: int, ids_MR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return log-probabilities at given ids, [M, R], and the log of the mass outside them, [M]; both float32.
 
     Raises:
@@ -138,8 +136,7 @@ def probe_logp(
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     ids = torch.from_numpy(ids_MR.astype(np.int64)).to(hidden_MD.device)
     parts = [
-        logp_and_rest(logits_CW[:, :vocab_size], ids[chunk])
-        for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions)
+        logp_and_rest(logits_CW[:, :vocab_size], ids[chunk]) for chunk, logits_CW in _chunks_of_logits(hidden_MD, head)
     ]
     logp, log_rest = (_join(column) for column in zip(*parts, strict=True))
     _check_finite(model, batch, logp[:, 0])
@@ -147,9 +144,7 @@ def probe_logp(
 
 
 @torch.no_grad()
-def probe_ids(
-    model: nn.Module, batch: Batch, vocab_size: int, count: int, chunk_positions: int | None = None
-) -> np.ndarray:
+def probe_ids(model: nn.Module, batch: Batch, vocab_size: int, count: int) -> np.ndarray:
     """Choose the probe's ids [M, count], int64: the model's top tokens, the last of them replaced by a gold that is not
     among them.
 
@@ -160,7 +155,7 @@ def probe_ids(
     hidden_MD, head = hidden_states_at(model, batch, vocab_size)
     label_M = batch["label_M"].to(hidden_MD.device)
     parts, finite = [], []
-    for chunk, logits_CW in _chunks_of_logits(hidden_MD, head, chunk_positions):
+    for chunk, logits_CW in _chunks_of_logits(hidden_MD, head):
         ids_CR, values_CR = top(logits_CW, vocab_size, min(count, vocab_size))
         absent_C = (ids_CR != label_M[chunk, None]).all(1)
         ids_CR[:, -1] = torch.where(absent_C, label_M[chunk], ids_CR[:, -1])
@@ -176,7 +171,9 @@ def sequence_losses(batch: Batch, gold: np.ndarray, sequences: int) -> np.ndarra
     return np.bincount(sequence_M, weights=-gold.astype(np.float64), minlength=sequences)
 
 
-def _chunks_of_logits(hidden_MD: Tensor, head: Head, chunk_positions: int | None) -> Iterator[tuple[slice, Tensor]]:
+def _chunks_of_logits(
+    hidden_MD: Tensor, head: Head, chunk_positions: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of positions, logits [C, W]) for each position once; the padding columns hold −1e30.
 
     The buffer is used again. Without positions one empty chunk keeps the results' shapes.

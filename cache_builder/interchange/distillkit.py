@@ -61,7 +61,7 @@ class DistillKitSource:
         for number, (where, columns) in enumerate(
             read_columns(self.files, ("input_ids", *needed), ("labels", "attention_mask", "id"))
         ):
-            tokens = vector(columns["input_ids"], "input_ids", where, "int64")
+            tokens = vector(columns["input_ids"], "input_ids", where)
             check_tokens(tokens, self.vocab_size, where)
             packed = self._packed(columns, where)
             lengths = {name: len(values) for name, values in zip(needed, packed, strict=True)}
@@ -107,7 +107,7 @@ class DistillKitSource:
         learned = np.ones(len(tokens), np.bool_)
         for name, ignored in (("labels", IGNORED), ("attention_mask", 0)):
             if name in columns and columns[name].is_valid:
-                values = vector(columns[name], name, where, "int64")
+                values = vector(columns[name], name, where)
                 if len(values) != len(tokens):
                     raise DataError(f"{where}: `{name}`: expected {len(tokens)} numbers, got {len(values)}")
                 learned &= values != ignored

@@ -124,8 +124,8 @@ def matrix(value: Any, field: str, where: str, width: int, dtype: str) -> np.nda
     return _numbers(rows.flatten(), field, where, dtype).reshape(len(rows), width)
 
 
-def vector(value: Any, field: str, where: str, dtype: str) -> np.ndarray:
-    """Return a pyarrow list of numbers as an array.
+def vector(value: Any, field: str, where: str) -> np.ndarray:
+    """Return a pyarrow list of whole numbers, i64.
 
     Raises:
         DataError: it is null, holds something else, or a number does not fit.
@@ -133,7 +133,7 @@ def vector(value: Any, field: str, where: str, dtype: str) -> np.ndarray:
     if not _is_list(value.type) or value.values is None:
         got = value.type if value.is_valid else "none"
         raise DataError(f"{where}: `{field}`: expected a list of numbers, got {got}")
-    return _numbers(value.values, field, where, dtype)
+    return _numbers(value.values, field, where, "int64")
 
 
 def _numbers(values: pa.Array, field: str, where: str, dtype: str) -> np.ndarray:

@@ -15,16 +15,17 @@ from cache_builder.data.sources.demo import TASKS, TEST_EXAMPLES, TRAIN_EXAMPLES
 
 SHIFTED = "-shifted"
 SHIFTED_FINDINGS = 4
+SEED = 0
 
 
-def write_notes(folder: Path, noise: float, seed: int = 0) -> None:
+def write_notes(folder: Path, noise: float) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl; no note is in two of them, noise is in the first alone."""
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    shifted = generate("shifted", TEST_EXAMPLES, TASKS, seed, seen, mistakes=0.0, findings=SHIFTED_FINDINGS)
-    test = generate("test", TEST_EXAMPLES, TASKS, seed, seen, mistakes=0.0)
-    validation = generate("validation", VALIDATION_EXAMPLES, TASKS, seed, seen, mistakes=0.0)
-    train = generate("train", TRAIN_EXAMPLES, TASKS, seed, seen, mistakes=noise)
+    shifted = generate("shifted", TEST_EXAMPLES, TASKS, SEED, seen, mistakes=0.0, findings=SHIFTED_FINDINGS)
+    test = generate("test", TEST_EXAMPLES, TASKS, SEED, seen, mistakes=0.0)
+    validation = generate("validation", VALIDATION_EXAMPLES, TASKS, SEED, seen, mistakes=0.0)
+    train = generate("train", TRAIN_EXAMPLES, TASKS, SEED, seen, mistakes=noise)
     for example in shifted:
         example["task"] += SHIFTED
     for split, examples in (("train", train), ("validation", validation), ("test", [*test, *shifted])):

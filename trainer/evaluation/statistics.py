@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
+SEED = 0
 
 
-def interval(score: Callable[[np.ndarray], float], rows: int, samples: int, seed: int = 0) -> tuple[float, float]:
+def interval(score: Callable[[np.ndarray], float], rows: int, samples: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of `score(row indices)` over resampled rows."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     scores = [score(generator.integers(rows, size=rows)) for _ in range(samples)]
     return _percentiles(np.array(scores))
 
@@ -24,7 +25,6 @@ def paired_bootstrap(
     scores: np.ndarray,
     other: np.ndarray,
     samples: int = 10_000,
-    seed: int = 0,
     weights: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[float, float, float, float]:
     """Return the difference of two mean scores, its 95 % interval and its two-sided p-value, resampling rows in pairs.
@@ -34,7 +34,7 @@ def paired_bootstrap(
     the F1 over all entities is.
     """
     ours, theirs = (np.atleast_2d(np.asarray(each, np.float64)) for each in (scores, other))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows = ours.shape[1]
     if weights is None:
         row_difference = ours.mean(axis=0) - theirs.mean(axis=0)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from cache_builder.targets.outcomes import pooled_weight
 
+KEPT = 0.9
+"""How much of a running mean a step leaves of it."""
+
 
 @dataclass
 class PooledWeight:
@@ -25,9 +28,9 @@ class PooledWeight:
     noise: float = 0.0
     """Running mean of v."""
 
-    def update(self, error: float, noise: float, *, keep: float = 0.9) -> None:
+    def update(self, error: float, noise: float) -> None:
         """Move λ after an optimizer step that had ‖c‖² = `error` and v = `noise` over all its processes."""
-        keep = keep if self.error else 0.0
+        keep = KEPT if self.error else 0.0
         self.error = keep * self.error + (1 - keep) * error
         self.noise = keep * self.noise + (1 - keep) * noise
         self.weight = pooled_weight(self.error, self.noise)

@@ -169,13 +169,13 @@ def mean_scores(evaluations: Sequence[Evaluation], task: str) -> dict[str, float
     return {i: float(np.mean([table[i] for table in tables])) for i in sorted(shared)}
 
 
-def evaluations_of(run: Run, label: str, which: str = "best") -> list[Evaluation]:
+def evaluations_of(run: Run, label: str) -> list[Evaluation]:
     """Return the evaluations behind a row of the table."""
     model = next((model for model, shown in LABELS.items() if shown == label), None)
     if model:
         evaluation = run.evaluation(model)
         return [evaluation] if evaluation else []
-    return _of_method(run, label, which)
+    return _of_method(run, label, "best")
 
 
 def _of_method(run: Run, method: str, which: str) -> list[Evaluation]:

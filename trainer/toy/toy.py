@@ -35,6 +35,7 @@ TEACHER_ACCURACY, TEACHER_STEPS_LIMIT = 0.888, 1000
 TEACHER_LR, STUDENT_LR = 1e-3, 1e-2
 HARD_AW_DELTA = 0.1
 TEST_EXAMPLES = 4000
+GRID_POINTS = 160
 TEACHERS_TOGETHER = 8
 
 
@@ -56,7 +57,7 @@ class ToyResult:
     """Reading -> model -> class at each grid point, bool [G, G]."""
 
 
-def train_toy(seeds: int = 40, examples: int = 500, steps: int = 2000, grid_points: int = 160) -> ToyResult:
+def train_toy(seeds: int = 40, examples: int = 500, steps: int = 2000) -> ToyResult:
     """Train every model of every seed in both readings.
 
     Raises:
@@ -87,8 +88,8 @@ def train_toy(seeds: int = 40, examples: int = 500, steps: int = 2000, grid_poin
     for index, name in enumerate(weighting):
         models[name] = [p[2 * seeds * index : 2 * seeds * (index + 1)] for p in trained]
     axes = (
-        torch.linspace(-HALF_WIDTH, HALF_WIDTH, grid_points),
-        torch.linspace(-HALF_HEIGHT, HALF_HEIGHT, grid_points),
+        torch.linspace(-HALF_WIDTH, HALF_WIDTH, GRID_POINTS),
+        torch.linspace(-HALF_HEIGHT, HALF_HEIGHT, GRID_POINTS),
     )
     grid_2GG = torch.stack(torch.meshgrid(*axes, indexing="xy"))
     regions = {name: _first_regions(parameters, grid_2GG, seeds) for name, parameters in models.items()}

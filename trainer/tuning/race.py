@@ -15,6 +15,7 @@ PACE = 0.5
 """A cell is behind where it is no better than the leader was at this part of its share: it needs twice the training."""
 IN_A_ROW = 2
 FROM_SHARE = 0.25
+FALLING_NATS = 0.001
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,6 @@ def _is_behind(history: History, leader: History, share: float) -> bool:
     return share >= FROM_SHARE and ours is not None and theirs is not None and ours > theirs
 
 
-def still_falling(history: History, by: float = 0.001) -> bool:
-    """Say whether the last loss is the lowest by more than `by` nats: then more epochs may be better still."""
-    return len(history.losses) > 1 and history.losses[-1] < min(history.losses[:-1]) - by
+def still_falling(history: History) -> bool:
+    """Say whether the last loss is the lowest by more than `FALLING_NATS`: then more epochs may be better still."""
+    return len(history.losses) > 1 and history.losses[-1] < min(history.losses[:-1]) - FALLING_NATS

@@ -75,7 +75,7 @@ def draw_curves(width: float) -> Figure:
 def draw_balance(width: float) -> Figure:
     losses = np.arange(20) / 20
     sides = {"td": [compare(losses, losses + 0.1 * seed) for seed in (1, 2)], "cd": [compare(losses, losses - 0.3)]}
-    return plots.balance(sides, "nats", width)
+    return plots.balance(sides, width)
 
 
 def draw_stages(width: float) -> Figure:

@@ -230,7 +230,7 @@ def _fit_tails(panel: Axes, ordered: np.ndarray) -> None:
     panel.set_ylim(min(low, shared_low), max(high, shared_high))
 
 
-def balance(rows: Mapping[str, Sequence[Subdomains]], unit: str, width: float) -> Figure:
+def balance(rows: Mapping[str, Sequence[Subdomains]], width: float) -> Figure:
     """Draw each student's SFS advantage to the right, its TFS deficit to the left, and their difference (Theorem 4).
 
     Bars are means over seeds; the diamond is the mean margin, a dot each seed's.
@@ -262,7 +262,7 @@ def balance(rows: Mapping[str, Sequence[Subdomains]], unit: str, width: float) -
     panel.invert_yaxis()
     panel.margins(x=0.12)
     panel.grid(axis="y", visible=False)
-    panel.set_xlabel(f"{unit} per sequence" if is_narrow(width) else f"{unit} per training sequence, mean over all")
+    panel.set_xlabel("nats per sequence" if is_narrow(width) else "nats per training sequence, mean over all")
     panel.set_ylabel("student")
     handles, names = panel.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=1 if is_narrow(width) else 3)

@@ -1,5 +1,7 @@
 """The report's TFS and SFS: who is ahead where, with the sums of Theorem 4, in loss and in score (Fig. 5)."""
 
+from functools import partial
+
 import numpy as np
 
 from trainer.report.parts import Figured, Section, absent, extended, first_per_name, first_seeds
@@ -46,7 +48,7 @@ def _in_loss(section: Section, run: Run) -> Section:
     table = DataTable("subdomains", title, rows, unfolded=True)
     shown = first_per_name((name, (teacher - losses, compare(losses, teacher))) for name, _, losses in students)
     balance = Figured(
-        render("balance", lambda width: plots.balance(sides, "nats", width)),
+        render("balance", partial(plots.balance, sides)),
         "Bars of each student's advantage and deficit against its teacher, and the margin between them",
         f"Theorem 4 read off against {final}: a student is ahead of its teacher on the training data where its margin "
         f"is to the right of zero. {_ahead(sides)} The identity holds to {_identity_error(sides):.1g} nats, which is "
