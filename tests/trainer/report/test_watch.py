@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from tests.support.run_folder import make_run
 from trainer.report.watch import watch_report
 
 
 def test_the_page_is_written_again_when_the_run_has_changed_and_once_more_at_the_end(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text('[distill]\nmethods = ["td"]\n')  # a page without figures, which take seconds
     pages: list[str] = []
     looks = iter(["nothing", "change", "nothing", "stop"])
 
