@@ -119,7 +119,7 @@ def test_a_student_with_a_row_is_not_trained_again_wherever_the_csv_lies(
     trained: list[int] = []
     monkeypatch.setattr(study, "references", lambda folder, cell: dict.fromkeys(REFERENCES, scores))
     monkeypatch.setattr(study, "result", lambda folder, cell, seed: trained.append(seed) or scores)
-    monkeypatch.setattr("sys.argv", ["study", "runs", "--csv", "mine.csv", "--blocks", "alpha", "--seeds", "2"])
+    monkeypatch.setattr("sys.argv", ["study", "runs", "--csv", "mine.csv", "--blocks", "in-order", "--seeds", "2"])
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         with pytest.raises(SystemExit, match="0"):
