@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,17 +240,19 @@ def test_what_is_damaged_in_the_store_is_named_there_and_never_kept(here: Cache,
         assert_same(again.read_spans("a", [(64, 72)]), here.read_spans("a", [(64, 72)]))
 
 
-@pytest.fixture
+@contextmanager
 def no_large_file() -> Iterator[None]:
-    """Let this process write no file above 64 bytes, as a full disk would."""
+    """Let this process write no file above 64 bytes, as a full disk would. In a block alone: pytest writes its own."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_ends_the_copy_and_not_the_reading(here: Cache, tmp_path: Path, no_large_file: None) -> None:
-    with pytest.warns(UserWarning, match="no more is kept in") as warned:
+def test_a_full_disk_ends_the_copy_and_not_the_reading(here: Cache, tmp_path: Path) -> None:
+    with no_large_file(), pytest.warns(UserWarning, match="no more is kept in") as warned:
         cache = far(tmp_path, 1000)
         read_epochs(cache, here, "a", 1, lambda: None)
     assert len(warned) == 1
