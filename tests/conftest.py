@@ -13,14 +13,13 @@ from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.build.build import build_cache, teacher_checkpoints
-from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.data.tokenizer import train_tokenizer
 from tests.support.caches import Teaching, make_teaching
 from tests.support.interruption import stops_at
 from tests.support.object_store import s3_bucket
-from tests.support.toys import DROPOUT, color_examples, load_toy, write_toy
-from trainer.config import Experiment
+from tests.support.toys import DROPOUT, Opened, color_examples, load_toy, open_toy, write_toy
 from trainer.stages.distill import distill
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.student_losses import write_student_losses
@@ -117,36 +116,19 @@ def built_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _link_steps(built_toy: Path, output_dir: Path) -> None:
-    for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
-        (output_dir / name).symlink_to(built_toy / "run" / name)
-
-
 @pytest.fixture(scope="module")
 def stopped_run(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a student whose training was stopped after step 9, with checkpoints 4 and 8."""
-    output_dir = tmp_path_factory.mktemp("stopped") / "run"
-    output_dir.mkdir()
-    _link_steps(built_toy, output_dir)
-    options = (f"run.output_dir='{output_dir}'", "distill.save_steps=4")
-    experiment = load_toy(built_toy / "experiment.toml", *options)
+    experiment, cache, prepared = open_toy(built_toy, tmp_path_factory.mktemp("stopped"), "distill.save_steps=4")
     with stops_at(9):
-        distill(experiment, "taid", 0, open_cache(experiment.cache_url), Prepared(experiment))
-    return output_dir / "distill" / "taid" / "seed-0"
+        distill(experiment, "taid", 0, cache, prepared)
+    return experiment.output_dir / "distill" / "taid" / "seed-0"
 
 
 @pytest.fixture
-def toy(built_toy: Path, tmp_path: Path) -> Callable[..., tuple[Experiment, Cache, Prepared]]:
+def toy(built_toy: Path, tmp_path: Path) -> Callable[..., Opened]:
     """Open the built experiment with other settings; its students go to a folder of the test's own."""
-
-    def open_toy(*overrides: str) -> tuple[Experiment, Cache, Prepared]:
-        output_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        output_dir.mkdir()
-        _link_steps(built_toy, output_dir)
-        experiment = load_toy(built_toy / "experiment.toml", f"run.output_dir='{output_dir}'", *overrides)
-        return experiment, open_cache(experiment.cache_url), Prepared(experiment)
-
-    return open_toy
+    return lambda *overrides: open_toy(built_toy, tmp_path / f"run-{len(list(tmp_path.iterdir()))}", *overrides)
 
 
 @pytest.fixture(scope="module")

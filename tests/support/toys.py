@@ -6,8 +6,10 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
+from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.config import load_experiment
 from cache_builder.data.examples import Example
+from cache_builder.data.prepare import Prepared
 from trainer.config import Experiment
 
 DROPOUT = 0.1
@@ -97,6 +99,18 @@ def write_toy(folder: Path, examples: int = 120, **student_options: object) -> P
 
 def load_toy(path: Path, *overrides: str) -> Experiment:
     return load_experiment(Experiment, path, overrides)
+
+
+Opened = tuple[Experiment, Cache, Prepared]
+
+
+def open_toy(built_toy: Path, output_dir: Path, *overrides: str) -> Opened:
+    """Open what the fixture `built_toy` has built with other settings; what is trained goes below `output_dir`."""
+    output_dir.mkdir(exist_ok=True)
+    for name in ("tokenizer", "corpus", "cache", "student", "losses", "teacher"):
+        (output_dir / name).symlink_to(built_toy / "run" / name)
+    experiment = load_toy(built_toy / "experiment.toml", f"run.output_dir='{output_dir}'", *overrides)
+    return experiment, open_cache(experiment.cache_url), Prepared(experiment)
 
 
 def without_dropout(experiment: Experiment) -> None:

@@ -18,7 +18,7 @@ from cache_builder.errors import ConfigError, DataError
 from tests.support.interruption import stops_at
 from tests.support.paths import ROOT
 from tests.support.students import recorded
-from tests.support.toys import load_toy, write_toy
+from tests.support.toys import load_toy, open_toy, write_toy
 from trainer.config import Experiment
 from trainer.evaluation.evaluate import evaluate_model
 from trainer.evaluation.tasks import resolve_tasks
@@ -32,6 +32,8 @@ from trainer.stages.selection import check_selections, selection
 from trainer.stages.sft import sft_student
 
 BY_METRIC = ("distill.select_by='metric'", "distill.eval_steps=9", "distill.save_steps=9", "distill.learning_rate=8e-3")
+
+STUDENT = "distill/td/seed-0"
 
 
 class NoTest(dict[str, Any]):
@@ -88,18 +90,27 @@ def test_the_best_student_is_the_one_whose_own_answers_to_validation_rows_are_th
         np.testing.assert_array_equal(chosen[name], values)
 
 
+@pytest.fixture(scope="module")
+def chosen(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run folder of a student chosen by its loss, and of the same one chosen by its metric."""
+    folders = {}
+    for select_by in ("loss", "metric"):
+        setting = f"distill.select_by='{select_by}'"
+        experiment, cache, prepared = open_toy(built_toy, tmp_path_factory.mktemp(select_by), *BY_METRIC, setting)
+        distill(experiment, "td", 0, cache, prepared)
+        folders[select_by] = experiment.output_dir
+    return folders
+
+
 @pytest.mark.parametrize("select_by", ["loss", "metric"])
-def test_other_test_rows_choose_the_same_student_and_are_never_asked_for(toy: Any, select_by: str) -> None:
-    chosen = []
-    for answers in ("right", "wrong"):
-        experiment, cache, prepared = toy(*BY_METRIC, f"distill.select_by='{select_by}'")
-        if answers == "wrong":
-            prepared.examples = NoTest({**prepared.examples, "test": None})
-        folder = distill(experiment, "td", 0, cache, prepared)
-        chosen.append((recorded(folder), load_file(folder / "best/model.safetensors")))
-    assert chosen[0][0] == chosen[1][0]
-    for name, values in chosen[0][1].items():
-        np.testing.assert_array_equal(values, chosen[1][1][name])
+def test_without_test_rows_the_same_student_is_chosen(chosen: dict[str, Path], toy: Any, select_by: str) -> None:
+    experiment, cache, prepared = toy(*BY_METRIC, f"distill.select_by='{select_by}'")
+    prepared.examples = NoTest({**prepared.examples, "test": None})
+    ours, theirs = distill(experiment, "td", 0, cache, prepared), chosen[select_by] / STUDENT
+    assert recorded(ours) == recorded(theirs)
+    values = load_file(theirs / "best/model.safetensors")
+    for name, value in load_file(ours / "best/model.safetensors").items():
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_a_resumed_choice_by_metric_has_the_bits_of_an_uninterrupted_one(toy: Any) -> None:
@@ -115,9 +126,8 @@ def test_a_resumed_choice_by_metric_has_the_bits_of_an_uninterrupted_one(toy: An
     assert recorded(folders[0]) == recorded(folders[1])
 
 
-def test_answering_validation_rows_changes_nothing_of_the_training(toy: Any) -> None:
-    by_loss, by_metric = toy(*BY_METRIC, "distill.select_by='loss'"), toy(*BY_METRIC)
-    folders = [distill(each[0], "td", 0, *each[1:]) for each in (by_loss, by_metric)]
+def test_answering_validation_rows_changes_nothing_of_the_training(chosen: dict[str, Path]) -> None:
+    folders = [chosen[select_by] / STUDENT for select_by in ("loss", "metric")]
     ours, theirs = (load_file(folder / "last" / "model.safetensors") for folder in folders)
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name])
@@ -128,12 +138,11 @@ def test_answering_validation_rows_changes_nothing_of_the_training(toy: Any) -> 
     ("select_by", "words"),
     [("loss", "the lowest loss"), ("metric", "the highest mean of the primary metrics of its tasks")],
 )
-def test_report_and_card_name_what_chose_the_student(toy: Any, select_by: str, words: str) -> None:
-    experiment, cache, prepared = toy(*BY_METRIC, f"distill.select_by='{select_by}'")
-    folder = distill(experiment, "td", 0, cache, prepared)
-    run = read_run(experiment.output_dir)
+def test_report_and_card_name_what_chose_the_student(chosen: dict[str, Path], select_by: str, words: str) -> None:
+    run = read_run(chosen[select_by])
     assert run.selections() == words
-    assert f"of all states measured, they had {words}" in write_model_card(folder / "best", run).read_text()
+    card = write_model_card(chosen[select_by] / STUDENT / "best", run).read_text()
+    assert f"of all states measured, they had {words}" in card
 
 
 def test_the_student_sft_is_chosen_by_its_metric_too_and_another_choice_is_another_stage(tmp_path: Path) -> None:
