@@ -16,12 +16,10 @@ import numpy as np
 import torch
 
 from cache_builder.capture.capture import begin_capture
-from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import verify_head
 from cache_builder.targets.sampling import tail_uniforms
-from tools.measuring import Deadline, Measured, make_model, measure, parameters, report
+from tools.measuring import Deadline, Measured, make_model, measure, parameters, random_batch, report
 
-SEQUENCE_TOKENS = 512
 VARIANTS = ("forward", "capture", "capture top-64", "capture top-p", "full logits")
 
 
@@ -31,14 +29,7 @@ def bench(
     """Measure every variant at one vocabulary size and one share of positions among tokens."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model = make_model(vocab_size, args.hidden_size, args.layers, dtype, device).eval()
-    generator = np.random.default_rng(0)
-    start = round(SEQUENCE_TOKENS * (1 - share))
-    sequences = [
-        (generator.integers(0, vocab_size, SEQUENCE_TOKENS), np.arange(SEQUENCE_TOKENS) >= start)
-        for _ in range(args.tokens // SEQUENCE_TOKENS)
-    ]
-    batch = collate(sequences, pad_id=0)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = random_batch(vocab_size, args.tokens, share, device)
     positions = len(batch["label_M"])
     uniforms_MS = tail_uniforms(0, "bench", np.arange(positions), 8)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -102,8 +93,7 @@ def main() -> None:
     for vocab_size in args.vocabularies:
         for share in (1.0, 0.5):
             measured, settings = bench(vocab_size, share, args)
-            title = ", ".join(f"{name} {value}" for name, value in settings.items())
-            report(title, measured, "capture.csv", settings)
+            report(measured, "capture.csv", settings)
 
 
 if __name__ == "__main__":

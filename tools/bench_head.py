@@ -103,8 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     for vocab_size in args.vocabularies:
         measured, settings = bench(vocab_size, args)
-        title = ", ".join(f"{name} {value}" for name, value in settings.items())
-        report(title, measured, "head.csv", settings)
+        report(measured, "head.csv", settings)
 
 
 if __name__ == "__main__":

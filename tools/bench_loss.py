@@ -17,22 +17,19 @@ python -m tools.bench_loss [--vocabularies 32000 128256] [--tokens 2048] [--devi
 import argparse
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cache_builder.data.batching import collate
 from cache_builder.models.lm_head import hidden_states_at
 from cache_builder.targets.blocks import block_edges
 from cache_builder.targets.sparse import Targets
 from cache_builder.targets.tail import Tail
-from tools.measuring import Deadline, Measured, make_model, measure, parameters, report
+from tools.measuring import Deadline, Measured, make_model, measure, parameters, random_batch, report
 from trainer.loss.fused import distillation_loss
 
 TOP_K, TAIL_SAMPLES = 16, 8
-SEQUENCE_TOKENS = 512
 
 
 def bench(
@@ -49,14 +46,7 @@ def bench(
         layers = max(1, round((2.7 * parameters(student) - (2 * one - two)) / (two - one)))
         teacher = make_model(vocab_size, teacher_hidden, layers, dtype, device, seed=1).eval().requires_grad_(False)
 
-    generator = np.random.default_rng(0)
-    completion_start = round(SEQUENCE_TOKENS * (1 - args.completion_share))
-    sequences = [
-        (generator.integers(0, vocab_size, SEQUENCE_TOKENS), np.arange(SEQUENCE_TOKENS) >= completion_start)
-        for _ in range(args.tokens // SEQUENCE_TOKENS)
-    ]
-    batch = collate(sequences, pad_id=0)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = random_batch(vocab_size, args.tokens, args.completion_share, device)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     hidden_index_M, label_M = batch["hidden_index_M"], batch["label_M"]
     positions = len(label_M)
@@ -184,10 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     for vocab_size in args.vocabularies:
         measured, settings = bench(vocab_size, args)
-        title = ", ".join(
-            f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in settings.items()
-        )
-        report(title, measured, "loss.csv", settings)
+        report(measured, "loss.csv", settings)
 
 
 if __name__ == "__main__":

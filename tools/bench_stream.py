@@ -134,7 +134,8 @@ def _seconds(arguments: argparse.Namespace, folder: Path) -> None:
     }
     measured = measure(variants, arguments.rounds, torch.device("cpu"))
     settings = {"sequences": arguments.sequences, "latency": arguments.latency, "batches": arguments.batches}
-    report(f"{arguments.batches} batches of {BATCH} sequences", measured, "stream_seconds.csv", settings)
+    title = f"{arguments.batches} batches of {BATCH} sequences"
+    report(measured, "stream_seconds.csv", settings, title)
 
 
 def _open(local_copy: tuple[Path, int] | None) -> Cache:

@@ -199,7 +199,7 @@ def main() -> None:
     title = f"{1 / measured[-1].seconds:,.0f} batches/s from the loader; " + ", ".join(
         f"{name} {value}" for name, value in settings.items()
     )
-    report(title, measured, "trainer.csv", settings)
+    report(measured, "trainer.csv", settings, title)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cache_builder.atomic import write_text
+from cache_builder.data.batching import collate
 
 RESULTS = Path(__file__).parent / "results"
+SEQUENCE_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,16 @@ def median_ratio(values: list[float], yardsticks: list[float]) -> float:
     return statistics.median(value / base for value, base in zip(values, yardsticks, strict=True))
 
 
-def report(title: str, measured: list[Measured], csv_name: str, settings: dict[str, object]) -> None:
-    """Print a table, and append a row per variant with commit and hardware to `results/<csv_name>`."""
+def report(measured: list[Measured], csv_name: str, settings: dict[str, object], title: str | None = None) -> None:
+    """Print a table, and append a row per variant with commit and hardware to `results/<csv_name>`.
+
+    Args:
+        title: what stands above the table; the settings unless given.
+    """
+    if title is None:
+        title = ", ".join(
+            f"{name} {value:,}" if type(value) is int else f"{name} {value}" for name, value in settings.items()
+        )
     table = Table("variant", "seconds", "ratio", "processor ratio", "peak MiB", "ratio", title=title)
     base_peak = measured[0].peak_mib
     rows = []
@@ -164,6 +175,17 @@ def make_model(vocab_size: int, hidden_size: int, layers: int, dtype: torch.dtyp
     )
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def random_batch(
+    vocab_size: int, tokens: int, completion_share: float, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return a `Batch` of random sequences of 512 tokens, so much of each to be learned, on a device."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, vocab_size, (tokens // SEQUENCE_TOKENS, SEQUENCE_TOKENS))
+    completion = np.arange(SEQUENCE_TOKENS) >= round(SEQUENCE_TOKENS * (1 - completion_share))
+    batch = collate([(row, completion) for row in rows], pad_id=0)
+    return {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
 
 
 def parameters(model: torch.nn.Module) -> int:
