@@ -1,6 +1,6 @@
 """`footsteps report`: one self-contained HTML page from run folders, with every figure as PNG and every table as CSV.
 
-    run folders ─▶ run_reader ─▶ report_parts ─▶ templates/report.html.jinja ─▶ index.html  (*.png, *.csv beside it)
+    run folders ─▶ run/ ─▶ sections/ ─▶ templates/report.html.jinja ─▶ index.html  (*.png, *.csv beside it)
 
 The page loads nothing: styles, script and figures are inside. Every text from a run is escaped, and its
 Content-Security-Policy allows no script but the page's own.

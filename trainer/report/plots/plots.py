@@ -1,4 +1,4 @@
-"""The report's figures; each function draws one at a given width in inches, and `plot_style.render` calls it.
+"""The report's figures; each function draws one at a given width in inches, and `style.render` calls it.
 
 scores        each model's score with its interval, per task             (the table, drawn)
 schedule      both terms of every checkpoint at every stage, the choice  (Fig. 3)
