@@ -8,27 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from transformers import LlamaConfig
 
+from tests.support.toys import write_model_config
 from trainer.stages.distill import distill
 from trainer.stages.sft import sft_student
 from trainer.stages.student_losses import write_student_losses
-
-
-def student_folder(folder: Path, **options: Any) -> Path:
-    """A model folder with only a config; the toy's student has 24 dimensions and 328 rows for 320 tokens."""
-    sizes = {"vocab_size": 328, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, **options}
-    LlamaConfig(
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=True,
-        **sizes,
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -41,7 +25,7 @@ def student_folder(folder: Path, **options: Any) -> Path:
 def test_students_of_any_size_methods_and_seeds_train_from_one_cache(
     toy: Any, tmp_path: Path, options: dict[str, int]
 ) -> None:
-    student = student_folder(tmp_path / "student", **options)
+    student = write_model_config(tmp_path / "student", **options)
     experiment, cache, prepared = toy(f"student.model='{student}'", "distill.seeds=[0, 1]")
     for name in ("student", "losses"):
         (experiment.output_dir / name).unlink()

@@ -4,12 +4,12 @@ import html
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from cache_builder.build.audit import audit_cache
 from cache_builder.build.build import build_cache, teacher_checkpoints
@@ -149,35 +149,22 @@ def test_an_audit_finds_the_cache_and_its_gradient_as_the_teacher_says(run: Expe
     assert audit.gradient_degrees < 20
 
 
-def test_each_tail_trains_another_student_and_a_finished_one_is_kept_by_its_own_tail(run: Experiment) -> None:
-    rest, weights = ("td", 0, open_cache(run.cache_url), Prepared(run)), {}
+def test_each_tail_trains_another_student_and_a_finished_one_is_kept_by_its_own_tail(
+    run: Experiment, tmp_path: Path
+) -> None:
+    rest, embeddings = ("td", 0, open_cache(run.cache_url), Prepared(run)), []
     for tail in ("bucket", "pooled", "blocks", "samples", "mixed"):
-        folder = run.output_dir / f"as-{tail}"
-        folder.mkdir()
-        for name in ("tokenizer", "corpus", "student", "losses"):
-            (folder / name).symlink_to(run.output_dir / name)
-        changed = run.model_copy(
-            update={
-                "run": run.run.model_copy(update={"output_dir": str(folder)}),
-                "distill": run.distill.model_copy(update={"tail": tail}),
-            }
-        )
-        student = distill(changed, *rest)
-        weights[tail] = load_file(student / "last" / "model.safetensors")["model.embed_tokens.weight"]
-    names = list(weights)
-    for number, name in enumerate(names):
-        assert not any(np.array_equal(weights[name], weights[other]) for other in names[:number])
+        changed = elsewhere(run, tmp_path / tail, tail=tail)
+        embeddings.append(weights(distill(changed, *rest))["model.embed_tokens.weight"])
+    for one, other in combinations(embeddings, 2):
+        assert not np.array_equal(one, other)
     with pytest.raises(CacheMismatchError, match=r"tail: it has .*'sample_weight': 0\.5.*now .*by_block"):
         tail_blocks = changed.distill.model_copy(update={"tail": "blocks"})
         distill(changed.model_copy(update={"distill": tail_blocks}), *rest)
 
 
 def test_reverse_kl_taid_and_jsd_train_on_blocks(run: Experiment, tmp_path: Path) -> None:
-    for name in ("tokenizer", "corpus", "student", "losses"):
-        (tmp_path / name).symlink_to(run.output_dir / name)
-    update = {"run": run.run.model_copy(update={"output_dir": str(tmp_path)})}
-    update["distill"] = run.distill.model_copy(update={"tail": "auto", "methods": ["rkl", "taid", "jsd"]})
-    changed = run.model_copy(update=update)
+    changed = elsewhere(run, tmp_path / "run", tail="auto", methods=["rkl", "taid", "jsd"])
     for method in changed.distill.methods:
         log = log_of(distill(changed, method, 0, open_cache(run.cache_url), Prepared(run)))
         divergences = [entry["kl"] for entry in log if "kl" in entry]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig
 
@@ -78,23 +79,27 @@ def write_toy(folder: Path, examples: int = 120, **student_options: object) -> P
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     for name, hidden_size in (("teacher", 48), ("student", 24)):
         options = student_options if name == "student" else {}
-        LlamaConfig(
-            vocab_size=328,
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=1,
-            tie_word_embeddings=True,
-            **options,
-        ).save_pretrained(folder / f"{name}-init")
+        write_model_config(folder / f"{name}-init", hidden_size=hidden_size, **options)
     path = folder / "experiment.toml"
     path.write_text(TOML.format(folder=folder))
     return path
+
+
+def write_model_config(folder: Path, *, hidden_size: int, **options: Any) -> Path:
+    """Write a model folder with only a config, of more rows than the toy's 320 tokens."""
+    sizes = {"vocab_size": 328, "num_hidden_layers": 2, "tie_word_embeddings": True, **options}
+    LlamaConfig(
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        **sizes,
+    ).save_pretrained(folder)
+    return folder
 
 
 def load_toy(path: Path, *overrides: str) -> Experiment:

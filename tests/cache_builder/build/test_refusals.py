@@ -16,8 +16,8 @@ from cache_builder.errors import (
     ConfigError,
     MissingError,
 )
-from tests.conftest import color_examples
 from tests.support.caches import Teaching
+from tests.support.toys import color_examples
 
 SEQUENCES = 120
 """Of the teaching."""

@@ -25,22 +25,11 @@ from cache_builder.models.loading import weights_fingerprint
 from cache_builder.positions import rows_between
 from cache_builder.targets.sparse import Targets
 from tests.support.caches import SMALL, Teaching
+from tests.support.hybrid_families import BASE
 from tests.support.teachers import OPTIONS, assert_same
 from tools.hidden_states import record, requests_of, run_transformers
 
-SHAPE = {
-    "vocab_size": 304,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
+SHAPE = {**BASE, "head_dim": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},

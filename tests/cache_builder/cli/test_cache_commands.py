@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from cache_builder.cache.reader import open_cache
 from cache_builder.cli.cache import cache as cache_command
 from cache_builder.errors import CacheDamagedError, CacheMismatchError, ConfigError, MissingError, UserError
-from tests.conftest import color_examples
 from tests.support.caches import SMALL, Teaching, files_of, make_teaching
+from tests.support.toys import color_examples
 from tools.make_fixture_cache import FOLDER as FIXTURE_FOLDER
 
 

@@ -1,7 +1,6 @@
 """A cache as plain Parquet: what other programs read from it is what `Cache.read` returns, to the bit."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,21 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cache_builder.cache.reader import Cache, open_cache
 from cache_builder.errors import CacheIncompleteError, CacheMismatchError, CacheWriteError
 from cache_builder.interchange import exporting
 from cache_builder.interchange.exporting import export_cache
 from tests.cache_builder.cli.test_cache_commands import call
-from tests.support.caches import make_teaching
 from tools.make_fixture_cache import FOLDER as FIXTURE_FOLDER
 
 PER_POSITION = ("ids", "logp", "samples", "log_tail", "gold", "entropy")
+SEQUENCES = 20
 
 
 @pytest.fixture(scope="module")
-def built(
-    tmp_path_factory: pytest.TempPathFactory,
-    tokenizer: PreTrainedTokenizerBase,
-    make_model: Callable[..., LlamaForCausalLM],
-) -> Cache:
-    folder = tmp_path_factory.mktemp("export")
-    make_teaching(folder / "teaching", tokenizer, make_model, sequences=20).build(folder / "cache")
-    return open_cache(str(folder / "cache"))
+def cache(built: Path) -> Cache:
+    return open_cache(str(built))
 
 
 def assert_equals(rows: Any, cache: Cache, name: str) -> None:
@@ -54,13 +46,13 @@ def assert_equals(rows: Any, cache: Cache, name: str) -> None:
 
 @pytest.mark.parametrize("positions", [exporting.GROUP_POSITIONS, 7])
 def test_an_export_read_by_datasets_is_what_the_cache_says(
-    built: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: int
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: int
 ) -> None:
     monkeypatch.setattr(exporting, "GROUP_POSITIONS", positions)
     path = tmp_path / "new" / "out.parquet"
-    assert export_cache(built, path, "step-1") == 20
+    assert export_cache(cache, path, "step-1") == SEQUENCES
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "hub"))
-    assert_equals(rows, built, "step-1")
+    assert_equals(rows, cache, "step-1")
     groups = pq.ParquetFile(path).metadata.num_row_groups
     assert groups == 1 if positions > 40 else groups > 4
     assert [file.name for file in path.parent.iterdir()] == ["out.parquet"]
@@ -77,7 +69,7 @@ def test_the_fixture_of_version_1_is_exported_with_its_manifest_and_shapes(tmp_p
     assert_equals(file.read().to_pylist(), cache, "step-2")
 
 
-def test_an_export_is_whole_or_not_there(built: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_whole_or_not_there(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.parquet"
     monkeypatch.setattr(exporting, "GROUP_POSITIONS", 7)
     table, calls = exporting._table, 0
@@ -92,13 +84,13 @@ def test_an_export_is_whole_or_not_there(built: Cache, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "_table", failing)
         with pytest.raises(CacheWriteError, match=r"cannot write .*out\.parquet .*no space is left"):
-            export_cache(built, path)
+            export_cache(cache, path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "out.parquet.part").write_bytes(b"of an export that was killed")
-    export_cache(built, path)
-    assert_equals(pq.ParquetFile(path).read().to_pylist(), built, "step-2")
+    export_cache(cache, path)
+    assert_equals(pq.ParquetFile(path).read().to_pylist(), cache, "step-2")
     assert [file.name for file in tmp_path.iterdir()] == ["out.parquet"]
     with pytest.raises(CacheMismatchError, match="is there already; remove it, or choose another file"):
-        export_cache(built, path)
+        export_cache(cache, path)
     with pytest.raises(CacheIncompleteError, match="does not know checkpoint 'step-9'"):
-        export_cache(built, tmp_path / "other.parquet", "step-9")
+        export_cache(cache, tmp_path / "other.parquet", "step-9")

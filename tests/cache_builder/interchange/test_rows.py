@@ -14,10 +14,10 @@ from cache_builder.errors import DataError
 from cache_builder.interchange.axolotl import AxolotlSource
 from cache_builder.interchange.importing import import_cache
 from cache_builder.storage.local import LocalStore
-from tests.conftest import color_examples
 from tests.support import foreign_rows
 from tests.support.foreign_rows import EXACT, LEGACY, RECOMMENDED, write_distillkit
 from tests.support.foreign_teacher import SEQUENCES, STEP, Teacher, assert_same_targets, first_target, golds, good_rows
+from tests.support.toys import color_examples
 
 
 def assert_says(cache: Cache, dense_MV: np.ndarray, tokens: np.ndarray, top_k: int, tolerance: float) -> None:
