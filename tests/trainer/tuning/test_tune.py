@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,38 +109,38 @@ def test_a_fine_tuning_is_tuned_with_the_same_grid_and_leaves_no_weights(toy: Ca
         assert not list((experiment.output_dir / "tune" / part).rglob("*.safetensors"))
 
 
-@pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Once it is called, no step is trained any more."""
+@contextmanager
+def untrained() -> Iterator[None]:
+    """Hold the block to train no step."""
 
     def step(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a step was trained")
 
-    return lambda: monkeypatch.setattr(SequenceTrainer, "training_step", step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SequenceTrainer, "training_step", step)
+        yield
 
 
-def test_a_finished_cell_of_another_model_is_refused_and_never_taken_for_this_ones(
-    toy: Callable[..., Any], untrained: Callable[[], None]
-) -> None:
+def test_a_finished_cell_of_another_model_is_refused_and_never_taken_for_this_ones(toy: Callable[..., Any]) -> None:
     experiment, cache, prepared = toy()
     parts: list[tuple[Part, Any]] = [("teacher", None), ("student", None), ("distill", cache)]
     for part, given in parts:
         cells = cells_of(experiment, part, {"learning_rate": [3e-3]})
         first = tune(Grid(experiment, part), cells, prepared, given)
         assert shown(tune(Grid(experiment, part), cells, prepared, given)) == shown(first)
-    untrained()
     for part, given in parts:
         role = "teacher" if part == "teacher" else "student"
         model = getattr(experiment, role)
         for change in ({"model": experiment.teacher.model if role == "student" else experiment.student.model}, LORA):
             other = experiment.model_copy(update={role: model.model_copy(update=change)})
             cells = cells_of(other, part, {"learning_rate": [1e-3, 3e-3]})
-            with pytest.raises(OtherInputsError, match=rf"(?s)(?:model|start): it has.*remove .*/tune/{part} where"):
+            message = rf"(?s)(?:model|start): it has.*remove .*/tune/{part} where"
+            with untrained(), pytest.raises(OtherInputsError, match=message):
                 tune(Grid(other, part), cells, prepared, given)
 
 
-def test_a_cell_that_another_grids_leader_stopped_is_trained_to_its_end(
-    toy: Callable[..., Any], untrained: Callable[[], None]
+def test_a_cell_stays_stopped_behind_its_leader_and_is_trained_to_its_end_in_a_grid_without(
+    toy: Callable[..., Any],
 ) -> None:
     experiment, _, prepared = toy()
 
@@ -149,26 +150,15 @@ def test_a_cell_that_another_grids_leader_stopped_is_trained_to_its_end(
 
     first = tried(1e-2, 1e-5)
     assert [result.stopped for result in first] == [False, True]
+    with untrained():
+        assert shown(tried(1e-2, 1e-5)) == shown(first)
     alone = tried(1e-5)
     assert not alone[0].stopped and best_of(alone).history.shares()[-1] == 1.0
-    untrained()
-    assert shown(tried(1e-5, 1e-2)) == shown([*alone, first[0]])
+    with untrained():
+        assert shown(tried(1e-5, 1e-2)) == shown([*alone, first[0]])
 
 
-def test_a_cell_that_is_behind_this_grids_leader_too_stays_stopped(
-    toy: Callable[..., Any], untrained: Callable[[], None]
-) -> None:
-    experiment, _, prepared = toy()
-    grid = Grid(experiment, "student")
-    cells = cells_of(experiment, "student", {"learning_rate": [1e-2, 1e-5], "num_train_epochs": [4]})
-    first = tune(grid, cells, prepared, None)
-    untrained()
-    assert first[1].stopped and shown(tune(grid, cells, prepared, None)) == shown(first)
-
-
-def test_a_cell_that_diverges_is_recorded_and_never_the_best(
-    toy: Callable[..., Any], untrained: Callable[[], None]
-) -> None:
+def test_a_cell_that_diverges_is_recorded_and_never_the_best(toy: Callable[..., Any]) -> None:
     experiment, _, prepared = toy()
     grid = Grid(experiment, "student")
     cells = cells_of(experiment, "student", {"learning_rate": [1e30, 3e-3], "num_train_epochs": [1]})
@@ -182,8 +172,8 @@ def test_a_cell_that_diverges_is_recorded_and_never_the_best(
     assert [record["note"] for record in records] == ["best", "diverged"] and records[1]["held-out loss"] is None
     assert table_of(records, "").row_count == 2 and len(cautions(results)) >= 1
     assert all(path.is_file() for path in write_grid(grid, results))
-    untrained()
-    assert shown(tune(grid, cells, prepared, None)) == shown(results)
+    with untrained():
+        assert shown(tune(grid, cells, prepared, None)) == shown(results)
     with pytest.raises(TrainingError, match="all 1 cells diverged"):
         write_grid(grid, results[:1])
 
