@@ -1,5 +1,6 @@
 """A tiny random Llama and a tiny tokenizer, made in the test process; and where the shared real data is."""
 
+import functools
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a core each
@@ -19,7 +20,7 @@ from cache_builder.data.tokenizer import train_tokenizer
 from tests.support.caches import Teaching, make_teaching
 from tests.support.interruption import stops_at
 from tests.support.object_store import s3_bucket
-from tests.support.toys import DROPOUT, Opened, color_examples, load_toy, open_toy, write_toy
+from tests.support.toys import DROPOUT, Opened, color_examples, load_toy, open_toy, without_dropout, write_toy
 from trainer.stages.distill import distill
 from trainer.stages.sft import sft_student, sft_teacher
 from trainer.stages.student_losses import write_student_losses
@@ -114,6 +115,23 @@ def built_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sft_student(experiment, prepared)
     write_student_losses(experiment, open_cache(experiment.cache_url), prepared.tokenizer.pad_token_id)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the folder of a method's student, trained once as the toy says: what others are compared with.
+
+    `trained("td", dropout=False)` is that of a student without dropout. Nothing of it may be changed.
+    """
+
+    @functools.cache
+    def train(method: str, *, dropout: bool = True) -> Path:
+        experiment, *rest = open_toy(built_toy, tmp_path_factory.mktemp("trained"), "distill.logging_steps=1")
+        if not dropout:
+            without_dropout(experiment)
+        return distill(experiment, method, 0, *rest)
+
+    return train
 
 
 @pytest.fixture(scope="module")

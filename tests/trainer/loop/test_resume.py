@@ -15,17 +15,17 @@ from trainer.stages.distill import DistillTrainer, distill
 
 
 @pytest.mark.parametrize(("method", "stopped_at"), [("scd+aw", 3), ("scd+aw", 14), ("scd+aw", 20), ("taid", 20)])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(toy: Any, method: str, stopped_at: int) -> None:
-    quiet = distill(toy("distill.save_steps=6")[0], method, 0, *toy("distill.save_steps=6")[1:])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    toy: Any, trained: Any, method: str, stopped_at: int
+) -> None:
     stopped = toy("distill.save_steps=6")
     with stops_at(stopped_at):
         distill(stopped[0], method, 0, *stopped[1:])
-    assert_same_bits(quiet, distill(stopped[0], method, 0, *stopped[1:]))
+    assert_same_bits(trained(method), distill(stopped[0], method, 0, *stopped[1:]))
 
 
-def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: Any) -> None:
-    experiment, cache, prepared = toy()
-    folder = distill(experiment, "td", 0, cache, prepared)
+def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: Any, trained: Any) -> None:
+    folder = trained("td")
     assert json.loads((folder / "last" / "config.json").read_text())["attention_dropout"] == DROPOUT
     with_dropout = weights(folder)
     other = toy("distill.seeds=[5]")
@@ -34,8 +34,7 @@ def test_dropout_is_on_in_the_student_so_resuming_has_something_to_restore(toy: 
     )
 
 
-def test_an_unfinished_checkpoint_is_never_loaded(toy: Any) -> None:
-    quiet = distill(toy()[0], "td", 0, *toy()[1:])
+def test_an_unfinished_checkpoint_is_never_loaded(toy: Any, trained: Any) -> None:
     experiment, cache, prepared = toy("distill.save_steps=4")
     with stops_at(9):
         distill(experiment, "td", 0, cache, prepared)
@@ -43,7 +42,7 @@ def test_an_unfinished_checkpoint_is_never_loaded(toy: Any) -> None:
     newest = folder / "checkpoint-8"
     (newest / "train_state.json").unlink()
     (newest / "model.safetensors").write_bytes(b"half")
-    assert_same_bits(quiet, distill(experiment, "td", 0, cache, prepared))
+    assert_same_bits(trained("td"), distill(experiment, "td", 0, cache, prepared))
 
 
 def test_a_resume_state_that_lacks_tensors_or_has_others_is_refused_by_their_names(toy: Any) -> None:

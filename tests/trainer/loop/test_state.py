@@ -134,9 +134,9 @@ def test_a_checkpoint_of_before_without_digests_is_checked_as_far_as_it_can_be(
 
 
 def test_training_on_from_the_checkpoint_before_has_the_bits_of_an_uninterrupted_run(
-    toy: Any, capsys: pytest.CaptureFixture[str]
+    toy: Any, trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet = distill(toy()[0], "taid", 0, *toy()[1:])
+    quiet = trained("taid")
     experiment, cache, prepared = toy("distill.save_steps=4")
     with stops_at(9):
         distill(experiment, "taid", 0, cache, prepared)

@@ -11,23 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cache_builder.build.build import build_cache, teacher_checkpoints
-from cache_builder.cache.reader import Cache, open_cache
+from cache_builder.cache.reader import open_cache
 from cache_builder.data.prepare import Prepared
 from cache_builder.errors import CacheMismatchError
 from tests.support.crafted import Crafted
-from tests.support.toys import load_toy, write_toy
-from trainer.config import Experiment
+from tests.support.toys import Opened, open_toy
 from trainer.stages.distill import distill
-from trainer.stages.sft import sft_teacher
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Cache, Prepared]:
-    experiment = load_toy(write_toy(tmp_path_factory.mktemp("toy")), "distill.init='base'", "distill.save_steps=1000")
-    prepared = Prepared(experiment)
-    sft_teacher(experiment, prepared)
-    build_cache(experiment, prepared.train, prepared.tokenizer, teacher_checkpoints(experiment), prepared.validation)
-    return experiment, open_cache(experiment.cache_url), prepared
+def opened(built_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return open_toy(built_toy, tmp_path_factory.mktemp("toy"), "distill.init='base'", "distill.save_steps=1000")
 
 
 def dense_logp(folder: str, prepared: Prepared, rows: np.ndarray) -> list[np.ndarray]:
@@ -59,11 +53,9 @@ def first_stage(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "plan.json").read_text())["stages"][0]
 
 
-def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
-    built: tuple[Experiment, Cache, Prepared],
-) -> None:
+def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(opened: Opened) -> None:
     """The student is planted: it is a checkpoint itself, so that the choice has no easy answer."""
-    experiment, cache, prepared = built
+    experiment, cache, prepared = opened
     locations = dict(teacher_checkpoints(experiment))
     names = list(cache.checkpoints)
     logp = {name: dense_logp(locations[name], prepared, cache.probe_rows) for name in names}
@@ -101,8 +93,8 @@ def test_the_scheduled_checkpoint_is_the_one_that_the_plain_formula_picks(
         assert sums[reached["choice"]] == pytest.approx(min(sums.values()), abs=1e-3)
 
 
-def test_the_cached_losses_are_the_models_own(built: tuple[Experiment, Cache, Prepared]) -> None:
-    experiment, cache, prepared = built
+def test_the_cached_losses_are_the_models_own(opened: Opened) -> None:
+    experiment, cache, prepared = opened
     for name, location in teacher_checkpoints(experiment):
         model = AutoModelForCausalLM.from_pretrained(location).eval()
         for row in range(0, len(cache.corpus), 9):
@@ -115,10 +107,8 @@ def test_the_cached_losses_are_the_models_own(built: tuple[Experiment, Cache, Pr
             assert cache.losses(name)[row] == pytest.approx(own, rel=1e-5, abs=1e-5)
 
 
-def test_a_users_own_list_of_checkpoints_gives_the_same_cache_contents(
-    built: tuple[Experiment, Cache, Prepared], tmp_path: Path
-) -> None:
-    experiment, cache, prepared = built
+def test_a_users_own_list_of_checkpoints_gives_the_same_cache_contents(opened: Opened, tmp_path: Path) -> None:
+    experiment, cache, prepared = opened
     folders = [location for _, location in teacher_checkpoints(experiment)]
     listed = experiment.model_copy(
         update={
