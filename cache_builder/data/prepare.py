@@ -12,19 +12,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cache_builder.config import CacheExperiment
+from cache_builder.config import CacheExperiment, TextConfig
 from cache_builder.data.chat import encode_prompt
 from cache_builder.data.corpus import Corpus
 from cache_builder.data.deployment import Deployment, make_deployment
 from cache_builder.data.digests import check_files, content_digests, files_in
-from cache_builder.data.examples import Split
+from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import data_files, load_splits
-from cache_builder.data.tokenising import build_corpus
-from cache_builder.data.tokenizer import load_tokenizer, train_tokenizer
-from cache_builder.errors import CacheMismatchError
+from cache_builder.data.tokenising import build_corpus, encode_all
+from cache_builder.data.tokenizer import checkpoint_tokenizer, load_tokenizer, train_tokenizer
+from cache_builder.errors import CacheMismatchError, DataError, ModelError
 from cache_builder.steps import STAGE_FILE, STARTED_FILE, finish_stage, finished_result, stage_result
 from cache_builder.storage.locks import folder_lock
 
+COMPARED = 4
+"""Rows of which two tokenizers' tokens are compared."""
 OLDER_RECORD = "file_bytes"
 """What a folder says of its data files that was made before their content was recorded: their sizes."""
 
@@ -39,6 +41,7 @@ class Prepared:
             inputs = _data_inputs(experiment)
             self.tokenizer = prepare_tokenizer(experiment, self.examples["train"], inputs)
             if not (experiment.output_dir / "corpus" / "train" / STAGE_FILE).is_file():
+                check_checkpoint_tokenizer(experiment, self.examples["train"], self.tokenizer)
                 self._check_test(experiment)
             self.train = self._corpus(experiment, "train", inputs)
             held_out = len(self.examples["validation"])
@@ -81,6 +84,35 @@ def prepare_tokenizer(experiment: CacheExperiment, train: Split, inputs: dict[st
     else:
         check_files(folder, result.get("files", {}), "the tokenizer", "remove the folder to make it again")
     return load_tokenizer(str(folder))
+
+
+def check_checkpoint_tokenizer(experiment: CacheExperiment, train: Split, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokenizer and its template with those in the folder of the teacher's last finished checkpoint.
+
+    Raises:
+        ModelError: the config names neither, and the checkpoint's make other tokens of a row.
+    """
+    text = experiment.text
+    if experiment.tokenizer.path or experiment.tokenizer.train_vocab_size or text.chat_template:
+        return
+    if (own := checkpoint_tokenizer(experiment.teacher.checkpoints)) is None:
+        return
+    rows = [train[row] for row in range(min(COMPARED, len(train)))]
+    others = load_tokenizer(own, experiment.teacher.trust_remote_code)
+    if _tokens(rows, others, text) not in (None, _tokens(rows, tokenizer, text)):
+        raise ModelError(
+            f"teacher.checkpoints: the tokenizer in {own} makes other tokens of the first rows than that of "
+            f"teacher.model {experiment.teacher.model}, or has another chat template; set tokenizer.path to the "
+            "one that the checkpoints were fine-tuned with"
+        )
+
+
+def _tokens(rows: list[Example], tokenizer: PreTrainedTokenizerBase, text: TextConfig) -> object:
+    """Return what becomes of rows; None where the tokenizer or its template makes nothing of one."""
+    try:
+        return list(encode_all(rows, tokenizer, text))
+    except DataError:
+        return None
 
 
 def _texts(train: Split) -> Iterator[str]:

@@ -6,7 +6,7 @@ texts    ─▶ byte-level BPE ─▶ tokenizer.json ─▶ the same
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,13 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
             raise ModelError(f"tokenizer {location!r} has neither a pad nor an eos token; name one of them")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def checkpoint_tokenizer(checkpoints: int | Sequence[str]) -> str | None:
+    """Return the last of finished checkpoints if its folder has a tokenizer, which is what it was fine-tuned with."""
+    if isinstance(checkpoints, int) or not checkpoints:
+        return None
+    return checkpoints[-1] if (Path(expand(checkpoints[-1])) / "tokenizer.json").is_file() else None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:

@@ -46,6 +46,8 @@ class Findings:
     tasks: dict[str, TaskConfig]
     checkpoints: tuple[str, ...] = ()
     """Folders of the teacher's fine-tuning where that is done, oldest first."""
+    tokenizer_path: str | None = None
+    """The checkpoint whose folder has the tokenizer and the template of that fine-tuning."""
     adapters: str | None = None
     """Why adapters of the teacher are fine-tuned, and not its weights, where they are."""
 
@@ -126,6 +128,8 @@ def _lengths(found: Findings) -> str:
 
 
 def _tokenizer(found: Findings) -> list[str]:
+    if found.tokenizer_path is not None:
+        return _section("tokenizer", [("path", found.tokenizer_path, "that of the checkpoints, with their template")])
     if found.trained_vocabulary is None:
         return []
     why = "no model has a tokenizer, so one is trained on the training text"

@@ -187,6 +187,7 @@ def compare_memory(needed: Mapping[str, float], there: float, where: str) -> Lin
 
 def _template(experiment: Experiment) -> Line:
     """Try the rows, the tokenizer and its template on the first rows."""
+    from cache_builder.data.prepare import check_checkpoint_tokenizer
     from cache_builder.data.splits import load_splits
     from cache_builder.data.tokenising import encode_all
     from trainer.starting.models import tokenizer_for
@@ -195,6 +196,7 @@ def _template(experiment: Experiment) -> Line:
         train = load_splits(experiment.data, experiment.run.seed)["train"]
         rows = [train[row] for row in range(min(ROWS, len(train)))]
         tokenizer = tokenizer_for(experiment.tokenizer, experiment.teacher, train)
+        check_checkpoint_tokenizer(experiment, train, tokenizer)
         lengths = []
         for name, encoded in encode_all(rows, tokenizer, experiment.text):
             if encoded is None:

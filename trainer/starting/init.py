@@ -12,6 +12,7 @@ from cache_builder.build.build import teacher_checkpoints
 from cache_builder.config import DataConfig, make_experiment
 from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import load_splits
+from cache_builder.data.tokenizer import checkpoint_tokenizer
 from trainer.config import Experiment
 from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
 from trainer.planning.command import make_plan
@@ -63,7 +64,9 @@ def first_config(
     splits = load_splits(DataConfig.model_validate(rows.settings), seed=0)
     models = model_facts(teacher), model_facts(student)
     sample = [splits["train"][row] for row in _spread(len(splits["train"]))]
-    tokenizer = shared_tokenizer(*models)
+    own = checkpoint_tokenizer(checkpoints)
+    speaking = models[0] if own is None else replace(models[0], location=own, has_tokenizer=True)
+    tokenizer = shared_tokenizer(speaking, models[1])
     vocabulary = None
     if tokenizer is None:
         vocabulary = min(model.vocabulary for model in models)
@@ -81,6 +84,7 @@ def first_config(
         lengths=measure(tokenizer, sample, template),
         tasks={name: _task(examples) for name, examples in _by_task(splits, rows).items()},
         checkpoints=checkpoints,
+        tokenizer_path=own,
     )
     experiment = _experiment(findings)
     if checkpoints:

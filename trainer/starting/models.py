@@ -1,9 +1,12 @@
 """Two models → whose tokenizer, which template, and how long they may read.
 
 both have one, the same      the teacher's           `[tokenizer]` is left out
+a checkpoint has one         the last checkpoint's   `tokenizer.path`
 neither has weights          one is trained          `tokenizer.train_vocab_size`
 """
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from cache_builder.config import ModelConfig, TokenizerConfig
 from cache_builder.data.chat import encode, encode_text
 from cache_builder.data.examples import Example, Split
-from cache_builder.data.tokenizer import load_tokenizer, resolve, tokenizer_fingerprint, train_tokenizer
+from cache_builder.data.tokenizer import load_tokenizer, resolve, train_tokenizer
 from cache_builder.errors import DataError, MissingError, ModelError, first_line
 from cache_builder.models.adapters import adapter_at
 from cache_builder.models.weights import has_weights
@@ -103,7 +106,7 @@ def check_checkpoint(folder: str) -> None:
 
 
 def shared_tokenizer(teacher: ModelFacts, student: ModelFacts) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that both models share; None where neither has any, so that one can be trained.
+    """Return the teacher's tokenizer, of whose tokens the student's has the same; None where neither has any.
 
     Raises:
         ModelError: they have different ones, or weights and none.
@@ -117,13 +120,19 @@ def shared_tokenizer(teacher: ModelFacts, student: ModelFacts) -> PreTrainedToke
             )
         return None
     tokenizers = [load_tokenizer(model.location) for model in having]
-    prints = [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers]
+    prints = [_token_fingerprint(tokenizer) for tokenizer in tokenizers]
     if len(set(prints)) > 1:
         raise ModelError(
             f"teacher {teacher.location!r} has tokenizer {prints[0][:12]}…, student {student.location!r} "
             f"{prints[1][:12]}…; a student learns the teacher's tokens, so choose models of one family"
         )
     return tokenizers[0]
+
+
+def _token_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 of the tokens and of how words become them; a base and its chat model end and pad otherwise."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return hashlib.sha256(json.dumps([model, tokenizer.get_vocab()], sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_for(settings: TokenizerConfig, teacher: ModelConfig, train: Split) -> PreTrainedTokenizerBase:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from click.testing import CliRunner, Result
 from transformers import LlamaConfig
 
-from cache_builder.data.tokenizer import train_tokenizer
+from cache_builder.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.support.toys import COLORS, write_toy
 from trainer.cli import main
 
@@ -181,8 +182,30 @@ def test_a_teacher_that_is_fine_tuned_already_is_its_checkpoints(folder: Path) -
     assert config["teacher"]["checkpoints"] == ["step-1", "adapters"]
     assert "teacher" not in config["sft"] and "lora" not in config["teacher"]
     assert "scd" in config["distill"]["methods"]
+    assert "tokenizer" not in config and config["text"]["chat_template"] == "plain"
     config = written(init("train.jsonl", "test.jsonl", *given[:2], teacher=base, student=base))
     assert config["distill"]["methods"] == ["sft", "td"], "with one checkpoint scd is td"
+
+
+def test_checkpoints_that_hold_their_tokenizer_and_template_are_read_with_these(folder: Path) -> None:
+    remove_toy(folder)
+    base, tuned = (write_pretrained(folder, name, 64, 2) for name in ("base", "tuned"))
+    tokenizer = load_tokenizer(tuned)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.pad_token = tokenizer.eos_token  # as many save it, and no other token
+    tokenizer.save_pretrained(tuned)
+    config = written(init("train.jsonl", "test.jsonl", "--checkpoints", tuned, teacher=base, student=base))
+    assert config["tokenizer"]["path"] == "tuned"
+    assert "chat_template" not in config["text"]
+
+    del config["tokenizer"]
+    Path("experiment.toml").write_text(tomli_w.dumps(config))
+    expected = "tokenizer in tuned makes other tokens of the first rows than that of teacher.model base"
+    for command in (("sft", "experiment.toml", "student"), ("doctor", "experiment.toml")):
+        assert expected in " ".join(footsteps(*command).output.split())
 
 
 @pytest.mark.parametrize(
