@@ -8,6 +8,7 @@ A result seals itself: `record_sha256` is that of the rest. Those of before have
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     started = folder / STARTED_FILE
     if started.is_file():
         recorded = read_record(started)
-        differing = sorted(key for key in recorded.keys() | inputs.keys() if recorded.get(key) != inputs.get(key))
-        if differing:
-            lines = [f"  {key}: it has {recorded.get(key)!r}, now {inputs.get(key)!r}" for key in differing]
+        if lines := differences(recorded, inputs):
             raise OtherInputsError(
                 f"{folder} was made from other settings; remove it, or choose another run.output_dir:\n"
                 + "\n".join(lines)
@@ -44,6 +43,26 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
         write_json(started, inputs)
     finished = folder / STAGE_FILE
     return read_record(finished) if finished.is_file() else None
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that differs, those of tables one by one; None is as good as absent."""
+    before, after = _flat(recorded), _flat(now)
+    return [
+        f"  {key}: it has {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def finish_stage(folder: Path, result: dict[str, Any]) -> None:

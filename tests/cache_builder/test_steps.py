@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_builder.errors import CacheDamagedError
+from cache_builder.errors import CacheDamagedError, OtherInputsError
 from cache_builder.steps import finish_stage, finished_result, read_record, stage_result, write_record
 
 NO_RECORDS = [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"a":1}x', b"9" * 9999]
@@ -22,6 +22,17 @@ def test_what_is_no_record_is_refused_by_name(name: str, content: bytes, tmp_pat
     if name == "stage.json":
         with pytest.raises(CacheDamagedError, match=r"stage\.json is damaged"):
             finished_result(tmp_path / "stage", "it", "footsteps run")
+
+
+def test_of_settings_that_changed_only_those_are_named(tmp_path: Path) -> None:
+    stage_result(tmp_path, {"training": {"learning_rate": 3e-3, "epochs": 1, "lora": None}, "seed": 0})
+    stage_result(tmp_path, {"training": {"learning_rate": 3e-3, "epochs": 1, "lora": None}, "seed": 0})
+    with pytest.raises(OtherInputsError) as refused:
+        stage_result(tmp_path, {"training": {"learning_rate": 1e-3, "epochs": 1, "lora": {"r": 4}}, "seed": 0})
+    assert str(refused.value).splitlines()[1:] == [
+        "  training.learning_rate: it has 0.003, now 0.001",
+        "  training.lora.r: it has None, now 4",
+    ]
 
 
 def test_a_changed_record_is_refused_and_one_without_a_seal_is_read(tmp_path: Path) -> None:

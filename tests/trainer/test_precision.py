@@ -80,7 +80,9 @@ def test_what_was_trained_in_half_precision_is_refused_by_name(folder: Path) -> 
     inputs = sft_student(experiment, prepared) / "inputs.json"
     recorded = json.loads(inputs.read_text())
     inputs.write_text(json.dumps({**recorded, "model": {**recorded["model"], "dtype": "bfloat16"}}))
-    with pytest.raises(CacheMismatchError, match=r"student was made from other settings.*\n  model: it has .*bfloat16"):
+    with pytest.raises(
+        CacheMismatchError, match=r"student was made from other settings.*\n  model.dtype: it has .*bfloat16"
+    ):
         sft_student(experiment, prepared)
 
 

@@ -68,7 +68,7 @@ def test_judging_with_other_settings_is_refused_by_their_names(toy: Any) -> None
     experiment, cache, prepared = toy(BY_METRIC)
     stage.best_teacher(experiment, prepared, cache)
     fewer = experiment.evaluate.model_copy(update={"max_new_tokens": 3})
-    with pytest.raises(CacheMismatchError, match=r"teacher-metric was made from other settings.*\n  selection:"):
+    with pytest.raises(CacheMismatchError, match=r"teacher-metric was made from other settings.*\n  selection\."):
         stage.best_teacher(experiment.model_copy(update={"evaluate": fewer}), prepared, cache)
 
 
