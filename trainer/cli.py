@@ -17,9 +17,9 @@ from rich.console import Console
 
 from cache_builder.cli.cache import cache as cache_commands
 from cache_builder.cli.options import takes_config, takes_manner
-from cache_builder.errors import ConfigError, UserError, printable, system_message
+from cache_builder.errors import CacheMismatchError, ConfigError, UserError, printable, system_message
 from cache_builder.narration import manner, say
-from trainer.options import takes_jobs
+from trainer.options import put_settings_back, save_settings, takes_jobs
 from trainer.planning.command import plan as plan_command
 from trainer.processes import is_main_process
 from trainer.starting.commands import demo, doctor, init
@@ -64,6 +64,10 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except CacheMismatchError as error:
+            if is_main_process():  # another may have read as "before" what this one wrote
+                put_settings_back(context)
+            refuse(context, str(error))
         except UserError as error:
             refuse(context, str(error))
         except ModuleNotFoundError as error:
@@ -87,11 +91,11 @@ def refuse(context: click.Context, message: str) -> NoReturn:
 
 def load(config: Path, overrides: tuple[str, ...]) -> "Experiment":
     """Read the experiment and save it, resolved, in its run folder."""
-    from cache_builder.config import load_experiment, save_experiment
+    from cache_builder.config import load_experiment
     from trainer.config import Experiment
 
     experiment = load_experiment(Experiment, config, overrides)
-    save_experiment(experiment, experiment.output_dir / "config.toml")
+    save_settings(experiment)
     return experiment
 
 

@@ -85,6 +85,13 @@ def test_a_run_can_be_replayed_from_its_own_saved_config(finished: Path, tmp_pat
     assert table(again) == table(run)
 
 
+def test_settings_that_a_run_refuses_are_not_those_that_its_folder_keeps(finished: Path) -> None:
+    kept = (finished.parent / "run" / "config.toml").read_bytes()
+    message = refusal("sft", finished, "student", "--set", "sft.student.learning_rate=0.5")
+    assert "training.learning_rate: it has 0.003, now 0.5" in message
+    assert (finished.parent / "run" / "config.toml").read_bytes() == kept
+
+
 def test_every_stage_by_itself_gives_what_run_gives(finished: Path, tmp_path: Path) -> None:
     elsewhere = into(tmp_path / "run")
     for command in (

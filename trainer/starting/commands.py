@@ -10,7 +10,7 @@ from rich.console import Console
 from cache_builder.cli.options import set_option, takes_manner
 from cache_builder.errors import printable
 from cache_builder.narration import manner
-from trainer.options import takes_jobs
+from trainer.options import save_settings, takes_jobs
 from trainer.processes import is_main_process
 
 
@@ -27,7 +27,6 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int
     """
     import torch
 
-    from cache_builder.config import save_experiment
     from trainer.run import run_experiment
     from trainer.starting.demo import demo_experiment
 
@@ -35,7 +34,7 @@ def demo(output: Path | None, quick: bool, overrides: tuple[str, ...], jobs: int
         torch.set_num_threads(1)  # for models this small, two threads took three times the processor time of one
     folder = output or Path("runs/demo-quick" if quick else "runs/demo")
     experiment = demo_experiment(folder, quick, overrides)
-    save_experiment(experiment, folder / "config.toml")
+    save_settings(experiment)
     run_experiment(experiment, Console(quiet=not is_main_process() or manner() != "text", markup=False), jobs)
 
 
