@@ -95,7 +95,11 @@ def system_message(error: BaseException) -> str | None:
         if isinstance(seen, OSError) and seen.errno in MENDABLE:
             where = f"{seen.filename}: " if seen.filename is not None else ""
             return f"{where}{seen.strerror}; {MENDABLE[seen.errno]} and give the same command again to continue"
-        if isinstance(seen, OSError) and isinstance(seen.filename, str) and _makes_no_file_at(Path(seen.filename)):
+        if (
+            isinstance(seen, OSError)
+            and isinstance(seen.filename, str)
+            and _refuses_files_by(seen.errno, seen.filename)
+        ):
             return f"{seen.filename}: {seen.strerror}: the system makes no files there; choose another place"
         if _FULL.search(str(seen)):
             return f"{first_line(seen)}; free some space and give the same command again to continue"
@@ -103,14 +107,17 @@ def system_message(error: BaseException) -> str | None:
     return None
 
 
-def _makes_no_file_at(path: Path) -> bool:
-    """Say whether the nearest folder above, that is there, takes no new file, as in /proc."""
-    folder = next(each for each in path.absolute().parents if each.is_dir())
+def _refuses_files_by(number: int | None, path: str) -> bool:
+    """Say whether the nearest folder above, that is there, refuses a new file by this very error, as /proc does.
+
+    A folder that may not be written refuses by another one, so that what was missing there was to be read.
+    """
+    folder = next(each for each in Path(path).absolute().parents if each.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder):
             return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno == number
 
 
 def printable(text: str) -> str:

@@ -10,18 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from cache_builder import atomic
+from cache_builder import atomic, errors
 from cache_builder.config import load_experiment
-from cache_builder.errors import CacheBusyError, printable
+from cache_builder.errors import CacheBusyError, CacheDamagedError, printable
 from cache_builder.storage.locks import only_one_in
 from tests.support.paths import ROOT
 from tests.support.run_folder import make_run
 from tests.support.toys import write_toy
-from trainer.cli import main
+from trainer.cli import Commands, main
 from trainer.config import Experiment
 from trainer.stages.crossfit import write_crossfit_losses
 from trainer.stages.distill import distill
@@ -100,6 +101,17 @@ def test_an_output_where_the_system_makes_no_files_is_one_message(place: str, co
     assert_refused(call("demo", "--output", place), said, place)
 
 
+def test_a_missing_file_in_a_folder_that_may_only_be_read_is_not_told_to_lie_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**given: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(errors.tempfile, "TemporaryFile", read_only)
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(tmp_path / "absent.json"))
+    assert errors.system_message(missing) is None, "it was to be read, so this is a bug and keeps its traceback"
+
+
 def test_a_config_that_is_no_file_is_named_as_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     os.mkfifo(tmp_path / "pipe.toml")
@@ -142,6 +154,23 @@ def test_a_disk_that_is_full_or_may_not_be_written_is_one_message(
         arguments = ["sft", config, "student", "--set", f"run.output_dir='{tmp_path / 'out'}'"]
     assert_refused(call(*arguments), os.strerror(number), "give the same command again to continue")
     assert not [path for path in tmp_path.rglob("*.part") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("damage", "repaired"),
+    [
+        ("run/cache/checkpoints/a/records/c/0/0 is damaged: the file is missing", True),
+        ("run/student/stage.json is damaged: no JSON; remove run/student to make it again", False),
+    ],
+)
+def test_what_is_damaged_in_a_cache_can_be_built_again_and_the_message_says_so(damage: str, repaired: bool) -> None:
+    @click.command()
+    def read() -> None:
+        raise CacheDamagedError(damage)
+
+    result = CliRunner().invoke(Commands(commands=[read]), ["read"])
+    assert_refused(result, damage)
+    assert ("`footsteps cache build CONFIG --repair`" in result.output) == repaired
 
 
 def test_a_closed_stdout_is_no_traceback() -> None:

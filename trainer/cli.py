@@ -6,6 +6,7 @@ that `--help` does not wait for torch.
 
 import io
 import os
+import re
 import sys
 import time
 from itertools import product
@@ -17,7 +18,14 @@ from rich.console import Console
 
 from cache_builder.cli.cache import cache as cache_commands
 from cache_builder.cli.options import takes_config, takes_manner
-from cache_builder.errors import CacheMismatchError, ConfigError, UserError, printable, system_message
+from cache_builder.errors import (
+    CacheDamagedError,
+    CacheMismatchError,
+    ConfigError,
+    UserError,
+    printable,
+    system_message,
+)
 from cache_builder.narration import manner, say
 from trainer.options import put_settings_back, save_settings, takes_jobs
 from trainer.planning.command import plan as plan_command
@@ -68,6 +76,8 @@ class Commands(click.Group):
             if is_main_process():  # another may have read as "before" what this one wrote
                 put_settings_back(context)
             refuse(context, str(error))
+        except CacheDamagedError as error:
+            refuse(context, with_repair(str(error)))
         except UserError as error:
             refuse(context, str(error))
         except ModuleNotFoundError as error:
@@ -80,6 +90,13 @@ class Commands(click.Group):
             if message is None:
                 raise
             refuse(context, message)
+
+
+def with_repair(message: str) -> str:
+    """Add to what is damaged, where the message says no more, how a cache is repaired."""
+    if re.search("remove|restore|again", message.rpartition("damaged")[2], re.IGNORECASE):
+        return message
+    return f"{message}; restore it from a copy, or `footsteps cache build CONFIG --repair` builds it again"
 
 
 def refuse(context: click.Context, message: str) -> NoReturn:
