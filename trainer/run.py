@@ -16,7 +16,7 @@ from cache_builder.errors import CacheIncompleteError
 from cache_builder.narration import manner, say
 from trainer.config import Experiment
 from trainer.evaluation.harness_tasks import check_harness
-from trainer.evaluation.tasks import resolve_tasks
+from trainer.evaluation.tasks import check_answers
 from trainer.precision import check_precision
 from trainer.processes import is_main_process, on_main_process, wait_for_all
 from trainer.report.page import results_tables, write_report
@@ -35,7 +35,7 @@ def run_experiment(experiment: Experiment, console: Console, jobs: int = 1) -> N
     """Do every stage, training so many students at once, and print the table and the report's path."""
     _begin(f"{experiment.output_dir}: prepare", console)
     prepared = Prepared(experiment)
-    resolve_tasks(prepared.examples["test"], experiment.data.source, experiment.tasks)
+    check_answers(prepared.examples["test"], experiment.data.source, experiment.tasks)
     check_selections(experiment, prepared)
     check_harness(experiment.evaluate)
     check_precision(experiment)

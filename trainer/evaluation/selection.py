@@ -18,7 +18,7 @@ from cache_builder.errors import ConfigError
 from trainer.evaluation.answers import Answer
 from trainer.evaluation.evaluate import answer_task
 from trainer.evaluation.metrics import scorer
-from trainer.evaluation.tasks import EvaluateConfig, Task, TaskConfig, resolve_tasks
+from trainer.evaluation.tasks import EvaluateConfig, Task, TaskConfig, check_answers
 
 Given = list[tuple[str, int, Answer | None]]
 """(task, row, answer) of the rows that a process has answered."""
@@ -94,8 +94,5 @@ def validation_tasks(
     for example in validation:
         rows.setdefault(example["task"], []).append(example)
     present = {name: config for name, config in configs.items() if name in rows}
-    tasks = resolve_tasks([examples[0] for examples in rows.values()], source, present)
-    for name, examples in rows.items():
-        for example in examples:
-            tasks[name].gold(example)
+    tasks = check_answers(validation, source, present)
     return ValidationTasks(tokenizer, tasks, rows, settings, text)

@@ -115,13 +115,18 @@ class Task:
         """Return a row's right answer.
 
         Raises:
-            DataError: it is not one of the row's choices, or not a list where entities are asked for.
+            DataError: there is none, or it is not one of the row's choices, or not a list where entities are asked for.
         """
         if "text" in example:
             raise DataError(f"task {self.name!r}: {named(example)} is a `text`, which has no answer to judge")
         answer: Answer | None = example.get("answer")
         if answer is None:
             answer = example["messages"][-1]["content"].strip()
+            if not answer:
+                raise DataError(
+                    f"task {self.name!r}, {named(example)}: its last turn calls tools and says nothing, which no "
+                    "metric judges; give the row an `answer`, what the model has to write, or remove the row"
+                )
         if self.kind == "entities" and isinstance(answer, str):
             answer = parse("list", answer)
         labels = self.labels(example)
@@ -174,6 +179,19 @@ def resolve_tasks(examples: Sequence[Example], source: str, configs: Mapping[str
         if name not in first:
             raise ConfigError(f"[tasks.{name}]: no test example is of this task; there are {sorted(first)}")
     return {name: _resolve(name, example, source, configs) for name, example in first.items()}
+
+
+def check_answers(examples: Sequence[Example], source: str, configs: Mapping[str, TaskConfig]) -> dict[str, Task]:
+    """Resolve the tasks of examples and look at each answer, which would else be done where models are judged.
+
+    Raises:
+        ConfigError: as `resolve_tasks`.
+        DataError: an example has no right answer, or one that does not fit its task.
+    """
+    tasks = resolve_tasks(examples, source, configs)
+    for example in examples:
+        tasks[example["task"]].gold(example)
+    return tasks
 
 
 def _resolve(name: str, example: Example, source: str, configs: Mapping[str, TaskConfig]) -> Task:

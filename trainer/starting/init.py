@@ -14,7 +14,7 @@ from cache_builder.data.examples import Example, Split
 from cache_builder.data.splits import load_splits
 from cache_builder.data.tokenizer import checkpoint_tokenizer
 from trainer.config import Experiment
-from trainer.evaluation.tasks import KNOWN, TaskConfig, resolve_tasks
+from trainer.evaluation.tasks import KNOWN, TaskConfig, check_answers
 from trainer.planning.command import make_plan
 from trainer.planning.units import format_bytes, format_count
 from trainer.starting.config_text import Findings, config_text
@@ -92,9 +92,7 @@ def first_config(
     elif models[0].has_weights and (why := _too_large(experiment)):
         findings = replace(findings, adapters=why)
         experiment = _experiment(findings)
-    tasks = resolve_tasks(splits["test"], experiment.data.source, experiment.tasks)
-    for example in splits["test"]:
-        tasks[example["task"]].gold(example)
+    check_answers(splits["test"], experiment.data.source, experiment.tasks)
     return FirstConfig(config_text(findings), findings.notes())
 
 

@@ -7,7 +7,7 @@ from cache_builder.data.examples import Example
 from cache_builder.data.sources import turns
 from cache_builder.errors import ConfigError, DataError
 from trainer.evaluation.answers import LIST_LIMIT_CHARACTERS, ParserName, parse
-from trainer.evaluation.tasks import TaskConfig, resolve_tasks
+from trainer.evaluation.tasks import TaskConfig, check_answers, resolve_tasks
 
 
 def row(text: str = "skin", **extra: object) -> Example:
@@ -79,6 +79,17 @@ def test_gold_is_the_answer_or_else_the_last_turn() -> None:
     assert exact.gold(row("other", answer="skin")) == "skin"
     entities = resolve_tasks([row()], "files", {"t": TaskConfig(kind="entities")})["t"]
     assert entities.gold(row("['a', 'b']")) == ["a", "b"]
+
+
+def test_every_rows_answer_is_looked_at_before_anything_is_trained() -> None:
+    choices = {"t": TaskConfig(choices=["skin", "lungs"])}
+    with pytest.raises(DataError, match=r"task 't', .*'second': expected one of .*'lungs'.* got 'heart'"):
+        check_answers([row(), row("heart", id="second")], "files", choices)
+    call = row("")
+    call["messages"][-1]["tool_calls"] = [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+    with pytest.raises(DataError, match=r"'r': its last turn calls tools and says nothing.*give the row an `answer`"):
+        check_answers([row(), call], "files", {})
+    assert check_answers([row(), {**call, "answer": "now()"}], "files", {})["t"].kind == "exact"
 
 
 def test_gold_that_does_not_fit_the_task_is_refused_with_the_row() -> None:
