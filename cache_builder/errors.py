@@ -81,11 +81,14 @@ MENDABLE = {
     **{errno.ENOSPC: "free some space", errno.EDQUOT: "free some space"},
     **{errno.EACCES: "get the right to it", errno.EPERM: "get the right to it", errno.EROFS: "choose another place"},
     **{errno.ENOTDIR: "choose a folder", errno.EISDIR: "choose a file", errno.EEXIST: "choose another place"},
+    **{errno.EFBIG: "raise the limit on a file's size (ulimit -f), or choose a place without one"},
     **{errno.ENAMETOOLONG: "choose a shorter name", errno.ELOOP: "mend the link"},
 }
 """What of the system's refusals a user can mend, and how."""
-_FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|PytorchStreamWriter failed writing")
-"""How libraries say that the disk is full, where they swallow the number."""
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust say what the system refused."""
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing")
+"""How others say that the disk is full, where they swallow the number."""
 
 
 def system_message(error: BaseException) -> str | None:
@@ -101,10 +104,17 @@ def system_message(error: BaseException) -> str | None:
             and _refuses_files_by(seen.errno, seen.filename)
         ):
             return f"{seen.filename}: {seen.strerror}: the system makes no files there; choose another place"
-        if _FULL.search(str(seen)):
-            return f"{first_line(seen)}; free some space and give the same command again to continue"
+        if (advice := _swallowed(str(seen))) is not None:
+            return f"{first_line(seen)}; {advice} and give the same command again to continue"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _swallowed(message: str) -> str | None:
+    """Return how to mend what a library's message says of the system; None where it says nothing of it."""
+    if number := _NUMBER.search(message):
+        return MENDABLE.get(int(number[1]))
+    return MENDABLE[errno.ENOSPC] if _FULL.search(message) else None
 
 
 def _refuses_files_by(number: int | None, path: str) -> bool:

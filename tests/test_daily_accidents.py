@@ -157,6 +157,24 @@ def test_a_disk_that_is_full_or_may_not_be_written_is_one_message(
 
 
 @pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("Error while serializing: I/O error: File too large (os error 27)", "ulimit -f"),
+        ("I/O error: Read-only file system (os error 30)", "choose another place"),
+        ("Error while serializing: I/O error: No space left on device (os error 28)", "free some space"),
+        (
+            "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0",
+            "free some space",
+        ),
+    ],
+)
+def test_what_a_library_says_of_the_system_is_told_with_what_to_do(said: str, advice: str) -> None:
+    message = errors.system_message(RuntimeError(said))
+    assert message is not None and message.startswith(said) and advice in message
+    assert errors.system_message(RuntimeError("I/O error: No such file or directory (os error 2)")) is None
+
+
+@pytest.mark.parametrize(
     ("damage", "repaired"),
     [
         ("run/cache/checkpoints/a/records/c/0/0 is damaged: the file is missing", True),
