@@ -1,7 +1,7 @@
 """What a reader must know before believing the table, a sentence each, with what to change.
 
 undertrained      the lowest validation loss is the last one measured
-one teacher       a schedule named the same checkpoint at every stage: the method was td
+one teacher       a schedule named the same checkpoint at every stage: the best one, which is td, or an earlier one
 one-sided weights the mean weight of adaptive weighting is outside [0.1, 0.9]
 by heart          held-out loss rises while training loss falls: single examples are learned, wrong labels too
 baseline          a model is not above what one that has learned nothing would score
@@ -62,9 +62,31 @@ def _one_teacher(run: Run) -> str:
         if len(each.stages) > 1 and len(chosen) == 1 and all(len(stage.quality) > 1 for stage in each.stages):
             locked.setdefault(str(each.stages[0].choice), []).append(each)
     return " ".join(
-        f"{_named(found)} chose {name} at every stage, so the schedule did nothing that td does not do; start from an "
-        'earlier student (distill.init = "base"), train longer a stage, or compare by distill.schedule_metric = "risk".'
+        f"{_named(found)} chose {name} at every stage{_of_the_best(run) if name == run.best else _of_an_earlier(run)}"
         for name, found in locked.items()
+    )
+
+
+def _of_the_best(run: Run) -> str:
+    """Say what a schedule was that named the best checkpoint alone, and what may make it another."""
+    said = ", the best checkpoint, so it was td"
+    if setting(run.config, "distill", "schedule_metric") == "risk":
+        return said + ': by risk all that beat the student tie; compare by distill.schedule_metric = "kl".'
+    said += ": the student had passed the earlier ones when it began"
+    if setting(run.config, "distill", "init") in (None, "base"):
+        return said + "."
+    return said + '; start it earlier, distill.init = "base".'
+
+
+def _of_an_earlier(run: Run) -> str:
+    """Say why a schedule may stay with a checkpoint that is not the best, and what moves it on (docs/results.md)."""
+    moves = ["reach, which compares by the other direction of the divergence", "longer stages"]
+    alpha = setting(run.config, "distill", "alpha")
+    if isinstance(alpha, float) and alpha > 0.5:
+        moves.append(f"a distill.alpha below {alpha:g}")
+    return (
+        f" and never came to {run.best}, the best one: a student comes nearer to whichever teaches it, and then names "
+        f"it again. Its score is that of an earlier teacher; try {', or '.join(moves)}."
     )
 
 
