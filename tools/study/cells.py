@@ -63,7 +63,12 @@ BLOCKS: dict[str, list[Cell]] = {
     "noise-more": [*cells("sft", "scd+aw"), *cells("scd+aw", aw_source="crossfit")],
     "clean": cells("sft", *MAIN, "scd+aw", noise=0.0),
     "start": cells("sft", "td", "scd", "reach", "td+aw", start="sft", epochs_per_stage=2),
-    "alpha": [*cells("sft", "td"), *cells("td", alpha=1.0)],
+    "alpha": [*cells("sft", "td"), *cells("td", alpha=1.0), *cells("td", "scd", "reach", alpha=0.75)],
+    "alpha-short": [*cells("sft", "td", epochs_per_stage=2), *cells("td", alpha=1.0, epochs_per_stage=2)],
+    "alpha-clean": [
+        *cells("sft", "td", epochs_per_stage=2, noise=0.0),
+        *cells("td", alpha=1.0, epochs_per_stage=2, noise=0.0),
+    ],
     "clinc150": cells("sft", "td", "scd", "reach", "td+aw", data="clinc150", noise=0.0, epochs_per_stage=1),
     "snips": cells(
         "sft", "td", "scd", "reach", "td+aw", data="snips", noise=0.0, checkpoints=3, epochs_per_stage=1, start="sft"
