@@ -144,6 +144,7 @@ def test_a_table_keeps_cells_apart_and_corrects_its_p_values_together(tmp_path: 
     assert "| `scd` | 3 | 94.3 ± 1.5 | +3.3 [+1.9, +4.8] |" in text
     scd, sft = (stats.ttest_rel(scores[name], scores["td"]).pvalue for name in ("scd", "sft"))
     assert f"| {2 * min(scd, sft):.3f} |" in text and f"| {max(scd, sft):.3f} |" in text
+    assert "| `td` | 3 | 91.0 ± 1.0 | −3.3 [−4.8, −1.9] |" in table(found[group], group, rows, "scd")
     paths = draw_all(rows, tmp_path)
     assert [path.name for path in paths] == ["study-demo-n25-c4-small-e6-base.png"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")

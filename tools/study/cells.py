@@ -56,6 +56,8 @@ def cells(*methods: str, **factors: object) -> list[Cell]:
 
 
 MAIN = ("td", "scd", "reach", "td+aw")
+CLINC150: dict[str, object] = {"data": "clinc150", "noise": 0.0, "epochs_per_stage": 1}
+SNIPS: dict[str, object] = {"data": "snips", "noise": 0.0, "checkpoints": 3, "epochs_per_stage": 1, "start": "sft"}
 BLOCKS: dict[str, list[Cell]] = {
     "noise": [*cells(*MAIN), *cells("td+aw", aw_source="crossfit")],
     "short": cells("sft", *MAIN, epochs_per_stage=2),
@@ -69,10 +71,14 @@ BLOCKS: dict[str, list[Cell]] = {
         *cells("sft", "td", epochs_per_stage=2, noise=0.0),
         *cells("td", alpha=1.0, epochs_per_stage=2, noise=0.0),
     ],
-    "clinc150": cells("sft", "td", "scd", "reach", "td+aw", data="clinc150", noise=0.0, epochs_per_stage=1),
-    "snips": cells(
-        "sft", "td", "scd", "reach", "td+aw", data="snips", noise=0.0, checkpoints=3, epochs_per_stage=1, start="sft"
-    ),
+    "clinc150": cells("sft", *MAIN, **CLINC150),
+    "snips": cells("sft", *MAIN, **SNIPS),
+    "alpha-people": [
+        *cells("sft", "td", **CLINC150),
+        *cells("td", alpha=1.0, **CLINC150),
+        *cells("sft", "td", **SNIPS),
+        *cells("td", alpha=1.0, **SNIPS),
+    ],
     "some-noise": cells("sft", "td", "td+aw", noise=0.1, epochs_per_stage=2),
     "capacity": cells("sft", "td", "scd", "reach", "td+aw", size="large", epochs_per_stage=2),
     "checkpoints": [

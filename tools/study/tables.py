@@ -1,6 +1,7 @@
 """The study's answers from its CSV: methods side by side in each cell, differences paired by seed, Holm-corrected.
 
     python -m tools.study.tables [--csv results/study.csv] [--images docs/images]        Markdown, and one PNG a table
+    python -m tools.study.tables --reference scd                                         differences from another row
 
 A difference is the mean over seeds of (method − reference) with the same seed, data, teacher and cache; interval and
 p-value are those of the paired t test, the p-values of a table corrected together (Holm). A seed is the unit: what is
@@ -102,15 +103,15 @@ def by_seed(rows: Sequence[Row], name: str, score: str) -> dict[str, float]:
     return {row["seed"]: scale * float(row[score]) for row in rows if label(row) == name and row[score]}
 
 
-def table(rows: Sequence[Row], group: Group, everything: Sequence[Row]) -> str:
-    """Return a group's table as Markdown: references first, then methods by their score."""
+def table(rows: Sequence[Row], group: Group, everything: Sequence[Row], reference: str = REFERENCE) -> str:
+    """Return a group's table as Markdown: teacher and student SFT first, then methods by their score."""
     names = list(dict.fromkeys(label(row) for row in rows))
     found = {
         score: {
             name: difference
             for name in names
-            if name != REFERENCE
-            and (difference := paired(by_seed(rows, name, score), by_seed(rows, REFERENCE, score))) is not None
+            if name != reference
+            and (difference := paired(by_seed(rows, name, score), by_seed(rows, reference, score))) is not None
         }
         for score in SCORES
     }
@@ -118,7 +119,7 @@ def table(rows: Sequence[Row], group: Group, everything: Sequence[Row]) -> str:
         score: dict(zip(each, holm([d.p_value for d in each.values()]), strict=True)) for score, each in found.items()
     }
     shown = [score for score in SCORES if any(row[score] for row in rows)]
-    heads = [head for score in shown for head in (score.replace("_", "-"), f"− {REFERENCE}", "p")]
+    heads = [head for score in shown for head in (score.replace("_", "-"), f"− {reference}", "p")]
     heads = ["", "seeds", *heads, "who taught, by seed"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in everything:
@@ -176,10 +177,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--reference", default=REFERENCE, help="a row, as the tables name it: scd, 'td, α = 1'")
     arguments = parser.parse_args()
     rows = read(arguments.csv)
     for group, students in groups(rows).items():
-        print(f"\n**{title(group)}**\n\n{table(students, group, rows)}")
+        print(f"\n**{title(group)}**\n\n{table(students, group, rows, arguments.reference)}")
     if arguments.images is not None:
         from tools.study.plots import draw_all
 
