@@ -81,7 +81,10 @@ class DataConfig(Section):
     test: str | None = None
     """As `train`; judged once, at the end, and never used for a choice."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the training examples held out where no validation set is given; 0 holds out none."""
+    """Share of the training examples held out where there is no validation set; 0 holds out none.
+
+    Rows of one `group` stay together.
+    """
     rows: dict[str, RowsConfig] = {}
     """For `rows`: a section `[data.rows.NAME]` for each task."""
     train_examples: int | None = Field(None, gt=0)

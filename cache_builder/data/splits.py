@@ -33,7 +33,7 @@ def load_splits(config: DataConfig, seed: int) -> dict[str, Split]:
 
     Raises:
         ConfigError: it limits a validation set that there is none of.
-        DataError: there is no training example, or a row is not of a known shape.
+        DataError: there is no training example, a row is not of a known shape, or all of them are of one group.
         MissingError: a file or folder is not there.
     """
     splits = _load_files(config, seed) if config.source == "files" else dict(SOURCES[config.source].load(config, seed))
@@ -102,9 +102,37 @@ def _load_files(config: DataConfig, seed: int) -> dict[str, Split]:
 
 
 def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    shuffled = np.random.default_rng([seed, 0x5011]).permutation(len(train))
-    held_out = max(1, round(fraction * len(train)))
-    return Subset(train, np.sort(shuffled[held_out:])), Subset(train, np.sort(shuffled[:held_out]))
+    """Return the rest and a random part of about that fraction; rows of a group stay together.
+
+    A group larger than what is still to be held out is passed over; where none fits, the smallest one is held out.
+    """
+    wanted = max(1, round(fraction * len(train)))
+    members: dict[object, list[int]] = {}
+    for index, group in enumerate(_groups(train)):
+        members.setdefault((group,) if group is not None else index, []).append(index)
+    of_row = {index: rows for rows in members.values() for index in rows}
+    held_out: set[int] = set()
+    for index in np.random.default_rng([seed, 0x5011]).permutation(len(train)).tolist():
+        if index not in held_out and len(held_out) + len(of_row[index]) <= wanted:
+            held_out.update(of_row[index])
+    held_out = held_out or set(min(members.values(), key=len))
+    if len(held_out) == len(train):
+        raise DataError(
+            "every training row has the same `group`, so none can be held out without training on its document; give "
+            "data.validation, or set data.validation_fraction = 0"
+        )
+    is_held_out = np.isin(np.arange(len(train)), sorted(held_out))
+    return Subset(train, np.flatnonzero(~is_held_out)), Subset(train, np.flatnonzero(is_held_out))
+
+
+def _groups(split: Split) -> list[str | None]:
+    """Return each row's group; of a table as its cells are, since a row is normalised when it is used."""
+    if isinstance(split, Subset):
+        base = _groups(split.base)
+        return [base[row] for row in split.rows]
+    rows = (row for _, row in split.table) if isinstance(split, TableExamples) else split
+    groups = (row.get("group") for row in rows)
+    return [None if group is None or group == "" else str(group) for group in groups]
 
 
 def _named(config: DataConfig) -> str:

@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 from cache_builder.config import DataConfig
+from cache_builder.data.examples import Example
 from cache_builder.data.prepare import Prepared
 from cache_builder.data.splits import SPLITS, load_splits
 from cache_builder.errors import CacheMismatchError, ConfigError, DataError, MissingError
@@ -48,6 +49,41 @@ def test_what_is_held_out_depends_on_the_seed_alone_and_is_not_trained_on(tmp_pa
     one, same, other = (load_splits(config, seed)["validation"] for seed in (1, 1, 2))
     assert [e["id"] for e in one] == [e["id"] for e in same] != [e["id"] for e in other]
     assert not {e["id"] for e in one} & {e["id"] for e in load_splits(config, 1)["train"]}
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_of_a_group_are_held_out_together_and_others_as_if_there_were_none(
+    tmp_path: Path, suffix: str, limit: int | None
+) -> None:
+    def held_out(groups: list[object]) -> tuple[list[Example], list[Example]]:
+        path = tmp_path / f"train.{suffix}"
+        rows = [{"id": f"r{i}", "prompt": "a", "completion": "b", "group": group} for i, group in enumerate(groups)]
+        if suffix == "jsonl":
+            write_jsonl(path, rows)
+        else:
+            lines = [f"{row['id']},a,b,{'' if row['group'] is None else row['group']}" for row in rows]
+            path.write_text("\n".join(["id,prompt,completion,group", *lines]))
+        splits = load_splits(DataConfig(train=str(path), validation_fraction=0.2, train_examples=limit), seed=3)
+        return list(splits["train"]), list(splits["validation"])
+
+    kept, found = held_out([index // 3 for index in range(50)])
+    assert not {row["group"] for row in kept} & {row["group"] for row in found}
+    assert len(found) in range(4, (limit or 50) // 5 + 1) and len(kept) + len(found) == (limit or 50)
+    (_, alone), (_, ungrouped) = held_out([f"g{index}" for index in range(50)]), held_out([None] * 50)
+    assert [row["id"] for row in alone] == [row["id"] for row in ungrouped] and len(alone) == (limit or 50) // 5
+
+
+def test_a_group_that_is_larger_than_what_is_held_out_is_so_only_where_all_are(tmp_path: Path) -> None:
+    def groups_of(groups: str) -> set[str]:
+        rows = [{"prompt": "a", "completion": "b", "group": group} for group in groups]
+        config = DataConfig(train=write_jsonl(tmp_path / "train.jsonl", rows), validation_fraction=0.25)
+        return {row["group"] for seed in range(5) for row in load_splits(config, seed)["validation"]}
+
+    assert groups_of("aaaaaabb") == {"b"}
+    assert groups_of("aaaaabbb") == {"b"}
+    with pytest.raises(DataError, match=r"every training row has the same `group`.*data.validation"):
+        groups_of("aaaaaaaa")
 
 
 def test_an_empty_file_and_a_missing_one_are_refused_by_name(tmp_path: Path) -> None:
