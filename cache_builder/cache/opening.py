@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 1 << 20
 """What a manifest and an array's description may have, and a group's beyond the bytes that it describes."""
 
+IN_A_RUN = "cache"
+"""The folder of a run that its cache is in, unless `cache.path` says otherwise."""
+
 Arrays = dict[str, ArrayReader]
 
 
@@ -60,9 +63,16 @@ def read_manifest(store: Reads) -> Manifest:
                 f"{store.where('')} holds part of a copy of a cache; give the `footsteps cache push` or `pull` that "
                 "was bringing it again"
             )
-        raise MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
+        raise no_cache(store)
     check_json_size(store, ROOT, size)
     return read_group(store, Manifest, "")
+
+
+def no_cache(store: Reads) -> MissingError:
+    """Say that there is no cache, and where there is one if this is a run's folder."""
+    if store.exists(f"{IN_A_RUN}/{ROOT}"):
+        return MissingError(f"no cache at {store.where('')}, a run's folder; its cache is {store.where(IN_A_RUN)}")
+    return MissingError(f"no cache at {store.where('')}; `footsteps cache build CONFIG` makes one")
 
 
 class Groups:

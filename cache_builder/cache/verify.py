@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache_builder.atomic import PART_SUFFIX
-from cache_builder.cache.opening import check_json_size, size_problem
+from cache_builder.cache.opening import IN_A_RUN, check_json_size, no_cache, size_problem
 from cache_builder.cache.reader import Cache
 from cache_builder.cache.writer import CheckpointWriter
-from cache_builder.errors import CacheDamagedError, CacheMismatchError, MissingError
+from cache_builder.errors import CacheDamagedError, CacheMismatchError
 from cache_builder.format.manifest import (
     BESIDE,
     CHECKPOINTS,
@@ -158,8 +158,8 @@ class _Files:
 
     def __init__(self, store: Store) -> None:
         self.store, self.sizes = store, store.sizes("")
-        if not self.sizes:
-            raise MissingError(f"no cache at {store.where('')}")
+        if not self.sizes or (ROOT not in self.sizes and f"{IN_A_RUN}/{ROOT}" in self.sizes):
+            raise no_cache(store)
         self.verdict, self.known = Verdict(), set[str]()
         self.checkpoints: dict[str, list[str]] = {}
         """The files of each checkpoint's folder."""

@@ -72,7 +72,7 @@ def copy_and_report(source: str, destination: str, checkpoints: tuple[str, ...],
             f"note: {place.where('README.md')} was not written by this command or was edited; it is kept", err=True
         )
     click.echo(
-        f"{place.where('')}: {', '.join(plan.chosen)}; {stats.sent_files} files, {stats.sent_bytes:,} bytes sent, "
+        f"{place.where('')}: {', '.join(plan.chosen)}; {stats.sent_files} files, {stats.sent_bytes:,} bytes copied, "
         f"{stats.present_files} were there"
     )
 

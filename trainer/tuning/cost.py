@@ -29,7 +29,7 @@ def cost_of(grid: Grid, cells: Sequence[Cell]) -> str:
     left = [cell for cell in cells if not grid.is_done(cell)]
     before = _stages_before(grid, cells, plan)
     if not left and not before:
-        return f"all {len(cells)} cells have a result"
+        return f"{_cells(len(cells))}, and none is left to train"
     model = plan.teacher if grid.part == "teacher" else plan.student
     stages = plan.checkpoints if grid.part == "distill" else 1
     steps = sum(steps_of(cell, grid.part, plan.corpus.sequences, stages) for cell in left)
@@ -37,15 +37,19 @@ def cost_of(grid: Grid, cells: Sequence[Cell]) -> str:
     for cell in left:
         section = section_of(cell.experiment, grid.part)
         training += plan.training_flops(model, section, stages * getattr(section, EPOCHS[grid.part]))
-    told = f"{len(left)} cells{_others(len(cells) - len(left))}, {steps:,} steps"
+    told = f"{_cells(len(left))}{_others(len(cells) - len(left))}, {steps:,} steps"
     if before:
         told += f", before them {', '.join(f'{stage.name} ({stage.size})' for stage in before)}"
     needs_teacher = any(stage.name in ("sft teacher", "cache build", "cross-fit") for stage in before)
     return (
-        f"{told}; {_work(plan, training, before, [model, *([plan.teacher] if needs_teacher else [])])} if none is "
-        f"stopped; one is, where its best held-out loss is above the best cell's at {PACE:g} of its share of the "
+        f"{told}; {_work(plan, training, before, [model, *([plan.teacher] if needs_teacher else [])])}. It is less "
+        f"where a cell is stopped: its best held-out loss is above the best cell's at {PACE:g} of its share of the "
         f"steps, {IN_A_ROW} times in a row, from {FROM_SHARE:.0%} on"
     )
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell" if count == 1 else f"{count} cells"
 
 
 def _others(done: int) -> str:
@@ -56,11 +60,11 @@ def _work(plan: Plan, training: float, before: Sequence[Stage], models: Sequence
     """Say operations and time of the cells' training and the stages before it."""
     for model in models:
         if not model.parameters:
-            return f"operations not known, as the size of {model.name!r} is not,"
+            return f"operations not known, as the size of {model.name!r} is not"
     flops = {kind: sum(stage.flops for stage in before if stage.kind == kind) for kind in (FORWARD, TRAINING)}
     flops[TRAINING] += training
     needed, rates = [kind for kind in flops if flops[kind]], measured_rates(plan)
-    took = "a time not known"
+    took = "time not known"
     if all(kind in rates for kind in needed):
         seconds = sum(flops[kind] / rates[kind].flops_per_second for kind in needed)
         took = f"about {duration(seconds)} ({'; '.join(rates[kind].source for kind in needed)})"

@@ -188,6 +188,10 @@ def test_another_tokenizer_is_refused_naming_both() -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no cache at"):
         open_cache(str(tmp_path / "nothing"))
+    shutil.copytree(FIXTURE_FOLDER, tmp_path / "run" / "cache")
+    for opened in (open_cache, lambda run: verify_cache(LocalStore(Path(run)))):
+        with pytest.raises(MissingError, match=r"no cache at .*run, a run's folder; its cache is .*run/cache"):
+            opened(str(tmp_path / "run"))
     with pytest.raises(CacheIncompleteError, match=r"does not know checkpoint 'step-9'; complete are: step-1, step-2"):
         open_cache(str(FIXTURE_FOLDER)).losses("step-9")
 
