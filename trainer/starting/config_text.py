@@ -22,7 +22,7 @@ ANSWER_TOKENS = 512
 METHODS = {
     "sft": "the control: as many steps without a teacher",
     "td": "taught in every stage by the checkpoint with the lowest held-out loss (distill.best)",
-    "scd": "taught in each stage by the checkpoint that is good and near the student (docs/methods.md)",
+    "reach": "taught in each stage by the checkpoint that is good and within the student's reach",
 }
 """"Which method?" of docs/methods.md: what to begin with, and why."""
 
@@ -172,9 +172,10 @@ def _training(found: Findings) -> list[str]:
         ("seeds", [0], "a student for each; three show how much is chance"),
         ("learning_rate", rates["student"], kinds["student"]),
         ("epochs_per_stage", 2, "for each checkpoint; raise it until held-out losses stop falling"),
+        ("alpha", 0.5, "the teacher's share of the loss; ¾ or 1 where answers may be wrong"),
     ]
-    several = len(found.checkpoints) != 1  # with one checkpoint scd is td
-    methods = [f"  {f'{_toml(name)},':<8} # {why}" for name, why in METHODS.items() if name != "scd" or several]
+    several = len(found.checkpoints) != 1  # with one checkpoint reach is td
+    methods = [f"  {f'{_toml(name)},':<8} # {why}" for name, why in METHODS.items() if name != "reach" or several]
     return [
         *lines,
         "",

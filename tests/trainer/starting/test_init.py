@@ -181,10 +181,10 @@ def test_a_teacher_that_is_fine_tuned_already_is_its_checkpoints(folder: Path) -
     config = written(init("train.jsonl", "test.jsonl", *given, teacher=base, student=base))
     assert config["teacher"]["checkpoints"] == ["step-1", "adapters"]
     assert "teacher" not in config["sft"] and "lora" not in config["teacher"]
-    assert "scd" in config["distill"]["methods"]
+    assert "reach" in config["distill"]["methods"]
     assert "tokenizer" not in config and config["text"]["chat_template"] == "plain"
     config = written(init("train.jsonl", "test.jsonl", *given[:2], teacher=base, student=base))
-    assert config["distill"]["methods"] == ["sft", "td"], "with one checkpoint scd is td"
+    assert config["distill"]["methods"] == ["sft", "td"], "with one checkpoint reach is td"
 
 
 def test_checkpoints_that_hold_their_tokenizer_and_template_are_read_with_these(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_name(checkpoint: str, messa
 def test_the_methods_are_those_that_the_methods_page_begins_with_and_each_says_why(folder: Path) -> None:
     remove_toy(folder)
     config = written(init("train.jsonl", "test.jsonl"))
-    assert config["distill"]["methods"] == ["sft", "td", "scd"]
+    assert config["distill"]["methods"] == ["sft", "td", "reach"]
     assert config["distill"]["epochs_per_stage"] == 2
     text = Path("experiment.toml").read_text()
     for words in ('"td",    # taught in every stage by the checkpoint with the lowest held-out loss', "raise it until"):
