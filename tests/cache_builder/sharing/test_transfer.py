@@ -207,7 +207,7 @@ def test_a_place_that_holds_anything_else_is_refused(source: Path, tmp_path: Pat
     other = write(tmp_path / "other", vocabulary=700)
     call("push", other, tmp_path / "taken")
     with pytest.raises(
-        CacheMismatchError, match=r"taken holds another cache; .*\n  tokenizer.size: it has 700, now 500"
+        CacheMismatchError, match=r"(?s)taken holds another cache; .*\n  tokenizer.size: it has 700, now 500"
     ):
         call("push", source, tmp_path / "taken")
     LocalStore(tmp_path / "begun").commit(ARRIVING, (other / ROOT).read_bytes())

@@ -109,10 +109,10 @@ def test_narrower_layers_keep_their_most_active_parts(make: Make) -> None:
 def test_a_finished_student_is_kept_and_other_settings_are_refused_by_name(make: Make) -> None:
     first = shrink_student(*make())
     assert shrink_student(*make()) == first
-    for other in ("shrink.layers=2", "shrink.by='ends'", "shrink.sample_sequences=3"):
-        with pytest.raises(CacheMismatchError, match="shrink: it has"):
-            shrink_student(*make(other))
-    with pytest.raises(CacheMismatchError, match="shrink: it has"):
+    for field, value in (("layers", "2"), ("by", "'ends'"), ("sample_sequences", "3")):
+        with pytest.raises(CacheMismatchError, match=rf"shrink\.{field}: it has .*, now {value}"):
+            shrink_student(*make(f"shrink.{field}={value}"))
+    with pytest.raises(CacheMismatchError, match=r"shrink\.layers: it has 3, now 2"):
         sft_student(*make("shrink.layers=2"))
 
 
