@@ -115,7 +115,8 @@ def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     for index in np.random.default_rng([seed, 0x5011]).permutation(len(train)).tolist():
         if index not in held_out and len(held_out) + len(of_row[index]) <= wanted:
             held_out.update(of_row[index])
-    held_out = held_out or set(min(members.values(), key=len))
+    smallest = min(members.values(), key=len)
+    held_out = held_out or set(smallest)
     if len(held_out) == len(train):
         raise DataError(
             "every training row has the same `group`, so none can be held out without training on its document; give "
