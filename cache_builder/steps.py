@@ -45,24 +45,22 @@ def stage_result(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return read_record(finished) if finished.is_file() else None
 
 
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], table: str = "") -> list[str]:
     """Return a line for each setting that differs, those of tables one by one; None is as good as absent."""
-    before, after = _flat(recorded), _flat(now)
-    return [
-        f"  {key}: it has {before.get(key)!r}, now {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+    lines = []
+    for key in sorted(recorded.keys() | now.keys()):
+        before, after = recorded.get(key), now.get(key)
+        if before == after:
+            continue
+        within = []
+        if all(isinstance(each, dict | None) for each in (before, after)):
+            within = differences(before or {}, after or {}, f"{table}{key}.")
+        # A table of nothing but absent settings is still another thing than no table.
+        if within or (isinstance(before, dict) and isinstance(after, dict)):
+            lines += within
         else:
-            flat[prefix + key] = value
-    return flat
+            lines.append(f"  {table}{key}: it has {before!r}, now {after!r}")
+    return lines
 
 
 def finish_stage(folder: Path, result: dict[str, Any]) -> None:

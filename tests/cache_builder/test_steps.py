@@ -35,6 +35,15 @@ def test_of_settings_that_changed_only_those_are_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "now"), [({"a": None}, None), ({}, None), ({"b": {"c": 1}}, {"b.c": 1}), ({"b": {}}, {"b": [None]})]
+)
+def test_settings_that_print_alike_are_still_told_apart(recorded: object, now: object, tmp_path: Path) -> None:
+    stage_result(tmp_path, {"section": recorded})
+    with pytest.raises(OtherInputsError, match="section"):
+        stage_result(tmp_path, {"section": now})
+
+
 def test_a_changed_record_is_refused_and_one_without_a_seal_is_read(tmp_path: Path) -> None:
     path = tmp_path / "stage.json"
     write_record(path, {"steps": 12, "best": None, "loss": float("nan"), "by": {1: "é"}})

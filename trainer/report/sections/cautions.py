@@ -56,21 +56,22 @@ def _fine_tunings(run: Run) -> list[str]:
 
 
 def _one_teacher(run: Run) -> str:
-    locked: dict[str, list[Distilled]] = {}
+    locked: dict[tuple[str, str], list[Distilled]] = {}
     for each in run.distilled:
-        chosen = {stage.choice for stage in each.stages}
-        if len(each.stages) > 1 and len(chosen) == 1 and all(len(stage.quality) > 1 for stage in each.stages):
-            locked.setdefault(str(each.stages[0].choice), []).append(each)
+        chosen, best = {stage.choice for stage in each.stages}, each.best or run.best
+        if best and len(each.stages) > 1 and len(chosen) == 1 and all(len(stage.quality) > 1 for stage in each.stages):
+            locked.setdefault((str(each.stages[0].choice), best), []).append(each)
     return " ".join(
-        f"{_named(found)} chose {name} at every stage{_of_the_best(run) if name == run.best else _of_an_earlier(run)}"
-        for name, found in locked.items()
+        f"{_named(found)} chose {name} at every stage"
+        + (_of_the_best(run, found) if name == best else _of_another(run, best, found))
+        for (name, best), found in locked.items()
     )
 
 
-def _of_the_best(run: Run) -> str:
+def _of_the_best(run: Run, found: Sequence[Distilled]) -> str:
     """Say what a schedule was that named the best checkpoint alone, and what may make it another."""
     said = ", the best checkpoint, so it was td"
-    if setting(run.config, "distill", "schedule_metric") == "risk":
+    if any(each.metric == "risk" for each in found):
         return said + ': by risk all that beat the student tie; compare by distill.schedule_metric = "kl".'
     said += ": the student had passed the earlier ones when it began"
     if setting(run.config, "distill", "init") in (None, "base"):
@@ -78,15 +79,17 @@ def _of_the_best(run: Run) -> str:
     return said + '; start it earlier, distill.init = "base".'
 
 
-def _of_an_earlier(run: Run) -> str:
+def _of_another(run: Run, best: str, found: Sequence[Distilled]) -> str:
     """Say why a schedule may stay with a checkpoint that is not the best, and what moves it on (docs/results.md)."""
-    moves = ["reach, which compares by the other direction of the divergence", "longer stages"]
+    moves = ["longer stages"]
+    if not any(each.method.startswith("reach") for each in found):
+        moves.insert(0, "reach, which compares by the other direction of the divergence")
     alpha = setting(run.config, "distill", "alpha")
     if isinstance(alpha, float) and alpha > 0.5:
         moves.append(f"a distill.alpha below {alpha:g}")
     return (
-        f" and never came to {run.best}, the best one: a student comes nearer to whichever teaches it, and then names "
-        f"it again. Its score is that of an earlier teacher; try {', or '.join(moves)}."
+        f" and never came to {best}, the best one: a student comes nearer to whichever teaches it, and then names it "
+        f"again; try {', or '.join(moves)}."
     )
 
 

@@ -78,38 +78,38 @@ def test_falling_is_the_last_loss_clearly_below_all_others(losses: list[float], 
     assert still_falling([{"step": i, "eval_loss": loss} for i, loss in enumerate(losses)]) == falling
 
 
-def staying_with(run: Run, name: str, **settings: object) -> str:
-    def locked(each: Any) -> Any:
-        return replace(each, stages=[replace(stage, choice=name) for stage in each.stages])
-
-    assert len({stage.choice for stage in run.distilled[0].stages}) > 1
+def staying_with(run: Run, name: str, changes: dict[str, Any] | None = None, **settings: object) -> str:
     first, second = run.distilled
-    (sentence,) = said(replace(run, distilled=[locked(first), second], config={"distill": settings}))
-    assert sentence.startswith(f"scd+aw (seed 0) chose {name} at every stage")
+    assert len({stage.choice for stage in first.stages}) > 1
+    stages = [replace(stage, choice=name) for stage in first.stages]
+    locked = replace(first, stages=stages, **(changes or {}))
+    (sentence,) = said(replace(run, distilled=[locked, second], config={"distill": settings}))
+    assert sentence.startswith(f"{locked.method} (seed 0) chose {name} at every stage")
     return sentence
 
 
 @pytest.mark.parametrize(
-    ("settings", "advice"),
+    ("changes", "settings", "advice"),
     [
-        ({"init": "sft"}, 'distill.init = "base"'),
-        ({"init": "base", "schedule_metric": "risk"}, 'distill.schedule_metric = "kl"'),
-        ({}, "it began."),
+        ({}, {"init": "sft"}, 'distill.init = "base"'),
+        ({"metric": "risk"}, {"init": "base"}, 'distill.schedule_metric = "kl"'),
+        ({}, {}, "it began."),
     ],
 )
 def test_a_schedule_that_names_the_best_checkpoint_throughout_is_td(
-    run: Run, settings: dict[str, str], advice: str
+    run: Run, changes: dict[str, Any], settings: dict[str, str], advice: str
 ) -> None:
-    sentence = staying_with(run, str(run.best), **settings)
+    sentence = staying_with(run, str(run.best), changes, **settings)
     assert "so it was td" in sentence and advice in sentence and "reach" not in sentence
 
 
 def test_a_schedule_that_stays_with_an_earlier_checkpoint_is_not_td_and_says_what_moves_it(run: Run) -> None:
     assert run.best != CHECKPOINTS[0]
-    sentence = staying_with(run, CHECKPOINTS[0], alpha=0.75)
+    sentence = staying_with(replace(run, cache=None, best=None), CHECKPOINTS[0], {"best": run.best}, alpha=0.75)
     assert f"never came to {run.best}" in sentence and "it was td" not in sentence
     assert "try reach" in sentence and "distill.alpha below 0.75" in sentence
     assert "distill.alpha" not in staying_with(run, CHECKPOINTS[0], alpha=0.5)
+    assert "try longer stages" in staying_with(run, CHECKPOINTS[0], {"method": "reach"})
 
 
 @pytest.mark.parametrize(("weight", "followed"), [(0.95, "teacher"), (0.04, "labels")])
