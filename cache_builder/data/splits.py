@@ -102,28 +102,34 @@ def _load_files(config: DataConfig, seed: int) -> dict[str, Split]:
 
 
 def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return the rest and a random part of about that fraction; rows of a group stay together.
-
-    A group larger than what is still to be held out is passed over; where none fits, the smallest one is held out.
-    """
+    """Return the rest and a random part of about that fraction; rows of a group stay together."""
     wanted = max(1, round(fraction * len(train)))
-    members: dict[object, list[int]] = {}
-    for index, group in enumerate(_groups(train)):
-        members.setdefault((group,) if group is not None else index, []).append(index)
-    of_row = {index: rows for rows in members.values() for index in rows}
-    held_out: set[int] = set()
-    for index in np.random.default_rng([seed, 0x5011]).permutation(len(train)).tolist():
-        if index not in held_out and len(held_out) + len(of_row[index]) <= wanted:
-            held_out.update(of_row[index])
-    smallest = min(members.values(), key=len)
-    held_out = held_out or set(smallest)
-    if len(held_out) == len(train):
+    shuffled = np.random.default_rng([seed, 0x5011]).permutation(len(train))
+    groups = _groups(train)
+    is_held_out = np.zeros(len(train), np.bool_)
+    is_held_out[_whole_groups(groups, shuffled, wanted) if any(groups) else shuffled[:wanted]] = True
+    if is_held_out.all():
         raise DataError(
             "every training row has the same `group`, so none can be held out without training on its document; give "
             "data.validation, or set data.validation_fraction = 0"
         )
-    is_held_out = np.isin(np.arange(len(train)), sorted(held_out))
     return Subset(train, np.flatnonzero(~is_held_out)), Subset(train, np.flatnonzero(is_held_out))
+
+
+def _whole_groups(groups: Sequence[str | None], shuffled: np.ndarray, wanted: int) -> list[int]:
+    """Return about so many rows, in the order of `shuffled`, each with all of its group.
+
+    A group larger than what is still wanted is passed over; where none fits, the smallest one is taken.
+    """
+    members: dict[object, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(row if group is None else group, []).append(row)
+    taken: list[int] = []
+    for row in shuffled.tolist():
+        group = row if groups[row] is None else groups[row]
+        if len(taken) + len(members.get(group, ())) <= wanted:
+            taken += members.pop(group, ())
+    return taken or min(members.values(), key=len)
 
 
 def _groups(split: Split) -> list[str | None]:
