@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -208,6 +209,8 @@ def _fork_reader(folder: Path, here: Cache, seed: int) -> int:
             want = here.read_spans(name, [(int(offsets[row]), int(offsets[row + 1])) for row in rows])
             assert_same(cache.read(name, rows), want)
         status = 0
+    except BaseException:
+        traceback.print_exc()  # `_exit` would end the process without a word
     finally:
         os._exit(status)
 
